@@ -1,0 +1,37 @@
+# Every target sets up what it needs: a Python environment in .venv, then its own work.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+export TQDM_MININTERVAL ?= 1
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a few minutes
+	$(RUN) -m datasets.synthetic --output data/demo
+	$(RUN) extract_frames.py --videos data/demo/videos --frames data/demo/frames --size 64 64
+	$(RUN) make_splits.py --dataset ucf101 --annotations data/demo/annotations \
+	    --frames data/demo/frames --output data/demo/splits
+	$(RUN) train.py --config configs/demo.yaml
+	$(RUN) test.py --checkpoint runs/demo/best.pt --untrained
+
+test: $(VENV)/ready-dev lint  ## the tests, without the slow ones
+	$(RUN) -m pytest -m "not slow"
+
+test-all: $(VENV)/ready-dev lint  ## all tests
+	$(RUN) -m pytest
+
+lint: $(VENV)/ready-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:  ## remove the environment, the demo's data and its run
+	rm -rf $(VENV) data/demo runs/demo

@@ -1,0 +1,24 @@
+"""Clips from frame folders, batches for triplets, and transforms on the device."""
+
+from datasets.frames import (
+    FrameFolders,
+    SplitError,
+    list_frames,
+    read_classes,
+    read_frame,
+    read_split,
+)
+from datasets.samplers import PKBatchSampler
+from datasets.transforms import test_transform, train_transform
+
+__all__ = [
+    "FrameFolders",
+    "PKBatchSampler",
+    "SplitError",
+    "list_frames",
+    "read_classes",
+    "read_frame",
+    "read_split",
+    "test_transform",
+    "train_transform",
+]

@@ -1,0 +1,129 @@
+"""A data set of clips over a split list and the frame folders it names."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+class SplitError(ValueError):
+    """A split list or a frame folder that cannot be used; the message is one line."""
+
+
+def read_split(path, num_classes):
+    """Read lines `video_frames_path class_id`; the last blank of a line separates the two.
+
+    num_classes: class ids are below it. Returns (names, labels): list of str, list of int. Raises
+    SplitError with the line's number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SplitError(f"{path}: no such list; make_splits.py writes it")
+    names, labels = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        name, _, label = line.rstrip().rpartition(" ")
+        if not name or not label.isascii() or not label.isdigit():
+            raise SplitError(f"{path}:{number}: expected 'video_frames_path class_id': {line!r}")
+        if int(label) >= num_classes:
+            raise SplitError(f"{path}:{number}: class id {label}, but ids end at {num_classes - 1}")
+        names.append(name)
+        labels.append(int(label))
+    return names, labels
+
+
+def read_classes(splits):
+    """The class names of <splits>/classes.txt in the order of their ids: list of str."""
+    path = Path(splits) / "classes.txt"
+    if not path.is_file():
+        raise SplitError(f"{path}: no such file; make_splits.py writes it")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def natural_key(name):
+    """Sorting key under which frame 10 follows frame 9, not frame 1."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def list_frames(folder):
+    """The JPEG files of a frame folder in natural order: list of Path. SplitError when empty."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SplitError(f"{folder}: no such frame folder; run extract_frames.py")
+    frames = [f for f in folder.iterdir() if f.suffix.lower() in (".jpg", ".jpeg")]
+    if not frames:
+        raise SplitError(f"{folder}: no frames; delete the folder and run extract_frames.py again")
+    return sorted(frames, key=lambda f: natural_key(f.name))
+
+
+def even_frames(available, wanted):
+    """The middle frame of each of `wanted` equal segments of `available` frames: (wanted,) int."""
+    return ((np.arange(wanted) + 0.5) * available / wanted).astype(int)
+
+
+def jittered_frames(available, wanted, rng):
+    """A random frame of each of `wanted` equal segments: temporal jitter that keeps the order.
+
+    Source: L. Wang et al., "Temporal Segment Networks", ECCV 2016. rng: numpy.random.Generator.
+    """
+    positions = (np.arange(wanted) + rng.random(wanted)) * available / wanted
+    return positions.astype(int).clip(max=available - 1)
+
+
+def read_frame(path):
+    """One JPEG as (H, W, 3) uint8 RGB. SplitError when it cannot be decoded."""
+    encoded = np.fromfile(path, dtype=np.uint8)
+    frame = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    if frame is None:
+        raise SplitError(f"{path}: damaged; delete its folder and run extract_frames.py again")
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+class FrameFolders(Dataset):
+    """Clips of `clip_frames` frames from the folders that a split list names.
+
+    An index alone gives the test-time clip, evenly spaced frames. A pair (index, seed) gives a
+    training clip with temporal jitter that is a function of the seed, whichever worker reads it.
+
+    names: paths relative to `frames_root`. labels: class ids.
+    Items: clip (T, H, W, 3) uint8 RGB tensor, label int. Raises SplitError, at once for missing
+    folders and when read for damaged frames.
+    """
+
+    def __init__(self, names, labels, frames_root, clip_frames):
+        self.names, self.labels = names, labels
+        self.root, self.clip_frames = Path(frames_root), clip_frames
+        missing = [name for name in names if not (self.root / name).is_dir()]
+        if missing:
+            raise SplitError(
+                f"{len(missing)} of {len(names)} frame folders are missing under {self.root}, "
+                f"the first is {missing[0]}; run extract_frames.py, or correct --frames"
+            )
+        self.frame_size = read_frame(list_frames(self.root / names[0])[0]).shape if names else None
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, item):
+        index, seed = item if isinstance(item, tuple) else (item, None)
+        paths = list_frames(self.root / self.names[index])
+        if seed is None:
+            positions = even_frames(len(paths), self.clip_frames)
+        else:
+            rng = np.random.default_rng(seed)
+            positions = jittered_frames(len(paths), self.clip_frames, rng)
+        clip = np.empty((self.clip_frames, *self.frame_size), np.uint8)
+        for t, position in enumerate(positions):
+            frame = read_frame(paths[position])
+            if frame.shape != self.frame_size:
+                raise SplitError(
+                    f"{paths[position]} is {frame.shape[:2]}, other frames are "
+                    f"{self.frame_size[:2]}; extract all videos with one --size"
+                )
+            clip[t] = frame
+        return torch.from_numpy(clip), self.labels[index]

@@ -1,0 +1,57 @@
+"""Batches of P classes with K clips each, as triplet losses need them."""
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class PKBatchSampler(Sampler):
+    """Yields batches of P * K pairs (index, seed): K clips from each of P distinct classes.
+
+    An epoch has as many batches as cover the list once. The P classes of a batch are those whose
+    share of clips drawn so far is lowest, ties at random, so that every clip comes about once an
+    epoch even where classes differ in size, and exactly P classes are enough. A class with fewer
+    than K clips repeats them, each time with another seed and so another crop and jitter.
+
+    The batches are a pure function of (labels, P, K, seed, epoch), the same on every rank; rank r
+    of `ranks` gets every ranks-th clip of each, starting at r.
+
+    labels: class id of each clip. Raises ValueError when there are fewer than P classes.
+    """
+
+    def __init__(self, labels, classes_per_batch, clips_per_class, seed=0, rank=0, ranks=1):
+        self.members = [np.flatnonzero(np.equal(labels, c)) for c in np.unique(labels)]
+        if len(self.members) < classes_per_batch:
+            raise ValueError(
+                f"{classes_per_batch} classes a batch were asked for, but the training list has "
+                f"{len(self.members)}; lower --classes-per-batch"
+            )
+        self.classes_per_batch, self.clips_per_class = classes_per_batch, clips_per_class
+        self.seed, self.epoch = seed, 0
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self):
+        clips = sum(map(len, self.members))
+        return -(-clips // (self.classes_per_batch * self.clips_per_class))
+
+    def set_epoch(self, epoch):
+        """Choose the epoch that the next iteration gives, counted from 0."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        queues = [[] for _ in self.members]
+        drawn = np.zeros(len(self.members))
+        sizes = np.array([len(members) for members in self.members])
+        for _ in range(len(self)):
+            order = np.lexsort((rng.random(len(sizes)), drawn / sizes))
+            batch = []
+            for c in order[: self.classes_per_batch]:
+                drawn[c] += self.clips_per_class
+                while len(queues[c]) < self.clips_per_class:
+                    queues[c].extend(rng.permutation(self.members[c]).tolist())
+                clips, queues[c] = (
+                    queues[c][: self.clips_per_class],
+                    queues[c][self.clips_per_class :],
+                )
+                batch += zip(clips, rng.integers(2**63, size=len(clips)).tolist(), strict=True)
+            yield batch[self.rank :: self.ranks]

@@ -1,0 +1,90 @@
+"""From a batch of uint8 clips to the network's input, on the device that holds the batch.
+
+Each clip is cropped, flipped and coloured as a whole: one draw a clip, never one a frame. The crop
+window, its resizing and the flip are one bilinear sampling for the whole batch.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def _shrink(clips, size, crop):
+    """Average neighbouring pixels first where bilinear sampling alone would skip some."""
+    height, width = clips.shape[-2:]
+    factor = size / (crop * min(height, width))
+    if factor >= 0.75:
+        return clips
+    target = (round(height * factor), round(width * factor))
+    return functional.interpolate(clips, target, mode="bilinear", antialias=True)
+
+
+def _sample_windows(clips, preprocessing, centres, scales, flips):
+    """Cut a square window out of every clip and resize it.
+
+    clips: (B, T, H, W, 3) uint8. centres: (B, 2) x and y in [-1, 1], where ±1 moves the window to
+    the frame's edge. scales: (B,) window side over the shorter side.
+    flips: (B,) bool, left-right. Returns (B, T, 3, size, size) float in 0..255.
+    """
+    size, crop = preprocessing["size"], preprocessing["crop"]
+    batch, frames, height, width, channels = clips.shape
+    flat = clips.permute(0, 1, 4, 2, 3).reshape(batch, frames * channels, height, width).float()
+    flat = _shrink(flat, size, crop)
+    shorter = min(height, width)
+    half_x, half_y = scales * shorter / width, scales * shorter / height  # of the frame's half
+    theta = torch.zeros(batch, 2, 3, device=clips.device)
+    theta[:, 0, 0] = torch.where(flips, -half_x, half_x)
+    theta[:, 1, 1] = half_y
+    theta[:, 0, 2] = centres[:, 0] * (1 - half_x)
+    theta[:, 1, 2] = centres[:, 1] * (1 - half_y)
+    grid = functional.affine_grid(theta, [batch, channels, size, size], align_corners=False)
+    sampled = functional.grid_sample(flat, grid, padding_mode="border", align_corners=False)
+    return sampled.view(batch, frames, channels, size, size)
+
+
+def _jitter_colours(clips, strength, generator):
+    """Scale brightness, contrast and saturation of each clip by 1 ± strength; (B, T, 3, H, W)."""
+    shape = (3, len(clips), 1, 1, 1, 1)
+    factors = 1 + strength * (2 * torch.rand(shape, generator=generator, device=clips.device) - 1)
+    brightness, contrast, saturation = factors
+    grey = clips.mean(dim=2, keepdim=True)
+    clips = grey + saturation * (clips - grey)
+    mean = grey.mean(dim=(1, 2, 3, 4), keepdim=True)
+    return (brightness * (mean + contrast * (clips - mean))).clamp(0, 255)
+
+
+def _normalise(clips, mean, std):
+    """(B, T, 3, H, W) in 0..255 -> (B, 3, T, H, W), each channel minus mean over std (0..1)."""
+    mean = 255 * torch.tensor(mean, device=clips.device).view(3, 1, 1)
+    std = 255 * torch.tensor(std, device=clips.device).view(3, 1, 1)
+    return ((clips - mean) / std).transpose(1, 2)
+
+
+def train_transform(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator):
+    """Random square crop, left-right flip and colours of each clip, then normalisation.
+
+    clips: (B, T, H, W, 3) uint8. preprocessing: {"size": pixels a side of the result, "crop": side
+    of the test-time window over the frame's shorter side, "mean", "std": three of 0..1 each}.
+    crop_scale: (least, most) side of the crop over the frame's shorter side. flip: bool, whether
+    half of the clips are mirrored. colour_jitter: strength in [0, 1), 0 for none.
+    generator: torch.Generator on the clips' device. Returns (B, 3, T, size, size) float32.
+    """
+    batch, device = len(clips), clips.device
+    least, most = crop_scale
+    draws = torch.rand(4, batch, generator=generator, device=device)
+    scales = least + (most - least) * draws[0]
+    centres = 2 * draws[1:3].T - 1
+    flips = (draws[3] < 0.5) & flip
+    clips = _sample_windows(clips, preprocessing, centres, scales, flips)
+    if colour_jitter:
+        clips = _jitter_colours(clips, colour_jitter, generator)
+    return _normalise(clips, preprocessing["mean"], preprocessing["std"])
+
+
+def test_transform(clips, preprocessing):
+    """The central crop of each clip, then normalisation; arguments as for `train_transform`."""
+    batch, device = len(clips), clips.device
+    centres = torch.zeros(batch, 2, device=device)
+    scales = torch.full((batch,), preprocessing["crop"], device=device)
+    flips = torch.zeros(batch, dtype=torch.bool, device=device)
+    clips = _sample_windows(clips, preprocessing, centres, scales, flips)
+    return _normalise(clips, preprocessing["mean"], preprocessing["std"])

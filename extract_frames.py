@@ -1,0 +1,189 @@
+"""Turn every video of a class-folder tree into a folder of JPEG frames.
+
+    python extract_frames.py --videos data/UCF-101 --frames data/ucf101/frames
+
+<videos>/<class>/<name>.avi becomes <frames>/<class>/<name>/000000.jpg, 000001.jpg, ...: by default
+32 frames spread evenly over the whole video. Run it again and it does only what is missing.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from hashlib import sha1
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from utils.config import HelpFormatter, positive_int, whole_number
+from utils.files import write_text
+from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--videos", required=True, type=Path, help="folder of class folders of videos")
+    add("--frames", required=True, type=Path, help="folder for the frame folders; made if absent")
+    add("--num-frames", type=whole_number, default=32,
+        help="frames a video, spread evenly; shorter videos repeat frames; 0 keeps every frame. "
+        "Take at least twice --clip-frames of train.py, which jitters between them")  # fmt: skip
+    add("--size", type=positive_int, nargs=2, default=[128, 171], metavar=("HEIGHT", "WIDTH"),
+        help="pixels; 128 171 suits the usual 112 crop. Where the action fills the whole frame, "
+        "take a square, since training cuts out squares")  # fmt: skip
+    add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100",
+        help="JPEG quality")  # fmt: skip
+    add("--workers", type=positive_int, default=os.cpu_count(), help="processes, one video each")
+    return parser
+
+
+def find_videos(root):
+    """Videos <root>/<class>/<name>.<suffix> in order: list of Path. Hidden files are left out."""
+    if not root.is_dir():
+        sys.exit(f"extract_frames.py: --videos {root}: no such folder")
+    videos = [
+        video
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+        for video in sorted(folder.iterdir())
+        if video.suffix.lower() in VIDEO_SUFFIXES and not video.name.startswith(".")
+    ]
+    if not videos:
+        sys.exit(f"extract_frames.py: no video like {root}/<class>/<name>.avi was found")
+    return videos
+
+
+def plan_folders(videos, frames):
+    """The frame folder of each video: dict Path -> Path.
+
+    <class>/<name>, or <class>/<name>.<suffix> for each of several videos of a class that differ
+    only in suffix. Exits where an earlier run made <class>/<name> before the second one appeared.
+    """
+    sharing = Counter((video.parent.name, video.stem) for video in videos)
+    folders = {}
+    for video in videos:
+        plain = frames / video.parent.name / video.stem
+        shared = sharing[video.parent.name, video.stem] > 1
+        folders[video] = plain.with_name(video.name) if shared else plain
+    taken = Counter(folders.values())
+    for video, folder in folders.items():
+        stale = frames / video.parent.name / video.stem
+        if taken[folder] > 1 or (folder != stale and stale not in taken and stale.exists()):
+            sys.exit(
+                f"extract_frames.py: {video} shares its name with another video, and {stale} "
+                "could be of either; rename one of the videos, delete that folder, and run again"
+            )
+    return folders
+
+
+def check_settings(frames, settings):
+    """Write the settings into a new `frames` folder, or refuse those that differ from its own."""
+    path = frames / "extraction.json"
+    if not path.exists():
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier != settings:
+        sys.exit(
+            f"extract_frames.py: {frames} was extracted with {earlier}, not {settings}; give the "
+            "earlier settings, another --frames, or delete the folder"
+        )
+
+
+def write_frame(folder, index, frame, quality):
+    """Write one (H, W, 3) RGB frame as <folder>/<index>.jpg."""
+    bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    encoded, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not encoded:
+        raise VideoError(f"frame {index} cannot be encoded as JPEG")
+    (folder / f"{index:06d}.jpg").write_bytes(jpeg.tobytes())
+
+
+def extract_video(video, folder, aside, settings):
+    """Decode one video into `aside` and rename that to `folder`. Returns the reason of a failure.
+
+    video, folder, aside: Path. settings: {"num_frames", "size", "quality"}. Returns str or None.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    num_frames, size, quality = (settings[key] for key in ("num_frames", "size", "quality"))
+    try:
+        if num_frames:
+            for index, frame in enumerate(read_video(video, num_frames, size)):
+                write_frame(aside, index, frame, quality)
+        else:
+            for index, retrieve in iterate_video(video, size):
+                write_frame(aside, index, retrieve(), quality)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside.rename(folder)
+    except (VideoError, OSError, cv2.error) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        return " ".join(str(error).split())
+    return None
+
+
+def start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
+    cv2.setNumThreads(1)
+
+
+def extract_all(folders, frames, settings, workers):
+    """Extract `folders` (dict video -> frame folder) in parallel. Returns {video: reason}."""
+    failures = {}
+    with (
+        ProcessPoolExecutor(workers, initializer=start_worker) as pool,
+        tqdm(total=len(folders), unit="video", desc="extracting", smoothing=0.05) as bar,
+    ):
+        jobs = {}
+        for video, folder in folders.items():
+            unique = sha1(str(folder.relative_to(frames)).encode("utf-8", "surrogateescape"))
+            aside = frames / ".partial" / unique.hexdigest()
+            jobs[pool.submit(extract_video, video, folder, aside, settings)] = video
+        try:
+            for job in as_completed(jobs):
+                if job.result() is not None:
+                    failures[jobs[job]] = job.result()
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            sys.exit("\nextract_frames.py: stopped; run the same command to go on")
+    shutil.rmtree(frames / ".partial", ignore_errors=True)
+    return failures
+
+
+def write_failures(path, failures, videos):
+    """Write failures.csv, `video,reason` with paths relative to `videos`; none leaves no file."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["video", "reason"])
+    writer.writerows([video.relative_to(videos), reason] for video, reason in failures.items())
+    write_text(path, table.getvalue())
+
+
+def main(args):
+    settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}
+    folders = plan_folders(find_videos(args.videos), args.frames)
+    check_settings(args.frames, settings)
+
+    missing = {video: folder for video, folder in folders.items() if not folder.is_dir()}
+    failures = extract_all(missing, args.frames, settings, args.workers) if missing else {}
+    write_failures(args.frames / "failures.csv", failures, args.videos)
+
+    done, there = len(missing) - len(failures), len(folders) - len(missing)
+    print(f"{done} videos done, {there} already there, {len(failures)} failed")
+    if failures:
+        sys.exit(f"extract_frames.py: the reasons are in {args.frames / 'failures.csv'}")
+
+
+if __name__ == "__main__":
+    main(build_parser().parse_args())

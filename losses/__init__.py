@@ -1,0 +1,5 @@
+"""Losses over a batch of approximate hash codes."""
+
+from losses.triplet import DISTANCES, MINING, batch_all_triplet_loss, batch_hard_triplet_loss
+
+__all__ = ["DISTANCES", "MINING", "batch_all_triplet_loss", "batch_hard_triplet_loss"]

@@ -1,0 +1,29 @@
+"""The hashing head: one fully connected layer of K bits and tanh on top of a backbone.
+
+After H. Lai, Y. Pan, Y. Liu, S. Yan, "Simultaneous Feature Learning and Hash Coding with Deep
+Neural Networks", CVPR 2015, https://arxiv.org/abs/1504.03410.
+
+Differences from the paper:
+- The 2D network is a 3D one.
+- The divide-and-encode module is one fully connected layer.
+- tanh gives codes in (-1, 1), quantised by sign, in place of a sigmoid and a threshold at 0.5.
+"""
+
+from torch import nn
+
+
+class HashingNetwork(nn.Module):
+    """clips (B, 3, T, H, W) float -> approximate hash codes (B, K) in (-1, 1)."""
+
+    def __init__(self, backbone, bits, dropout=0.0):
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.hash = nn.Linear(backbone.feature_dim, bits)
+        # Small, so that no bit starts out saturated: where |u| is near 1, tanh passes no gradient.
+        nn.init.normal_(self.hash.weight, std=0.01)
+        nn.init.zeros_(self.hash.bias)
+
+    def forward(self, clips):
+        features = self.backbone(clips)  # (B, D)
+        return self.hash(self.dropout(features)).tanh()  # (B, K)

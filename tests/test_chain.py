@@ -1,0 +1,181 @@
+"""The four scripts one after the other, by subprocess, as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from datasets.synthetic import ACTIONS, make_dataset, write_clip
+
+TINY = [
+    "--clip-frames", 4, "--size", 16, "--width", 0.0625, "--bits", 12, "--epochs", 3,
+    "--classes-per-batch", 2, "--clips-per-class", 3, "--eval-every", 2, "--warmup-epochs", 1,
+    "--workers", 1,
+]  # fmt: skip
+EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, run_script):
+    """A small demo data set, extracted and split: its folder."""
+    root = tmp_path_factory.mktemp("demo")
+    make_dataset(root, groups=5, clips=2, test_groups=1, classes=tuple(ACTIONS)[:3])
+    run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
+               *EXTRACT)  # fmt: skip
+    run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",
+               "--frames", root / "frames", "--output", root / "splits")  # fmt: skip
+    return root
+
+
+def train_command(root, run, *flags):
+    return ["train.py", "--config", "configs/demo.yaml", "--frames", root / "frames",
+            "--splits", root / "splits", "--output", run, *TINY, *flags]  # fmt: skip
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same_weights(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def trained(demo, run_script):
+    run_script(*train_command(demo, demo / "run"))
+    return demo / "run"
+
+
+def test_training_writes_its_run_folder(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"last.pt", "best.pt", "metrics.jsonl", "config.yaml"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not any(name.endswith(".partial") for name in names)
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["epoch"] for record in records] == [0, 1, 2]
+    assert ["val/map" in record for record in records] == [False, True, True]
+    best = torch.load(trained / "best.pt", weights_only=True)
+    assert best["best_map"] == max(r["val/map"] for r in records if "val/map" in r)
+    assert best["classes"] == list(ACTIONS)[:3]
+
+
+def test_testing_writes_metrics_codes_and_a_picture(trained, run_script):
+    result = run_script("test.py", "--checkpoint", trained / "best.pt", "--untrained")
+    assert "untrained" in result.stdout and "mAP" in result.stdout
+    output = trained / "test"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert (metrics["queries"], metrics["database"], metrics["bits"]) == (6, 18, 12)
+    assert 0 < metrics["map"] <= 1
+    codes = np.load(output / "codes.npz")
+    assert codes["query_codes"].shape == (6, 12) and codes["database_codes"].shape == (18, 12)
+    assert codes["query_labels"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert codes["query_names"][0] == "Bouncing/v_Bouncing_g01_c01"
+    assert np.abs(codes["query_codes"]).max() < 1
+    picture = (output / "retrieval.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+    first = codes["query_codes"].copy()
+    run_script("test.py", "--checkpoint", trained / "best.pt", "--pictures", 0)
+    assert np.array_equal(np.load(output / "codes.npz")["query_codes"], first)
+
+
+def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(demo, trained, run_script):
+    before = weights(trained / "last.pt")
+    result = run_script(*train_command(demo, trained))
+    assert "resuming" in result.stdout
+    assert same_weights(before, weights(trained / "last.pt"))
+    refused = run_script(*train_command(demo, trained, "--bits", 16), status=1)
+    assert "--bits 16 instead of 12" in refused.stderr and "--restart" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_killed_run_ends_with_the_same_weights(demo, trained, tmp_path, run_script):
+    command = [str(c) for c in train_command(demo, tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] < 2
+    assert "resuming" in run_script(*command).stdout
+    assert same_weights(weights(trained / "last.pt"), weights(tmp_path / "run" / "last.pt"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+
+
+def test_mistakes_end_in_one_line(demo, trained, tmp_path, run_script):
+    cases = [
+        (train_command(demo, tmp_path / "a", "--classes-per-batch", 9), 1, "--classes-per-batch"),
+        (train_command(demo, tmp_path / "b", "--frames", "nowhere"), 1, "correct --frames"),
+        (train_command(demo, tmp_path / "c", "--splits", "nowhere"), 1, "make_splits.py"),
+        (train_command(demo, tmp_path / "d", "--distance", "squared"), 2, "needs --margin"),
+        (train_command(demo, tmp_path / "e", "--backbone", "c3d"), 1, "at least 16 frames"),
+        (["test.py", "--checkpoint", "nowhere.pt"], 1, "no such checkpoint"),
+        (
+            ["test.py", "--checkpoint", trained / "best.pt", "--splits", "nowhere"],
+            1,
+            "no such file",
+        ),
+    ]
+    for command, status, message in cases:
+        error = run_script(*command, status=status).stderr
+        assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+def write_hmdb51(root, classes=("brush_hair", "climb_stairs")):
+    """Videos and official lists as HMDB51 has them, hard names among them."""
+    films = ["April_09", "#20_Rhythm", "(challenge)_HARD!", "A [b] & c; d+e@f~g"]
+    (root / "annotations").mkdir(parents=True)
+    for label, name in enumerate(classes):
+        lines = []
+        for number, film in enumerate(films):
+            for take in range(2):
+                video = f"{film}_{name}_u_nm_np1_ba_goo_{take}.avi"
+                write_clip(root / "videos" / name / video, list(ACTIONS)[label], number, take)
+                lines.append(f"{video} {2 if number == 0 else 1} ")
+        lines.append(f"unused_{name}_u_nm_np1_ba_goo_0.avi 0 ")
+        (root / "annotations" / f"{name}_test_split1.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_ucf101(root):
+    make_dataset(root, groups=4, clips=2, test_groups=1, classes=("Sliding", "Spinning"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "backbone"),
+    [("ucf101", write_ucf101, "resnet34"), ("hmdb51", write_hmdb51, "resnet18")],
+)
+def test_the_configs_of_the_real_data_sets_run_end_to_end(
+    dataset, write, backbone, tmp_path, run_script
+):
+    write(tmp_path)
+    run_script("extract_frames.py", "--videos", tmp_path / "videos", "--frames",
+               tmp_path / "frames", *EXTRACT)  # fmt: skip
+    made = run_script("make_splits.py", "--dataset", dataset, "--annotations",
+                      tmp_path / "annotations", "--frames", tmp_path / "frames", "--output",
+                      tmp_path / "splits", "--val-fraction", 0.3)  # fmt: skip
+    assert "no video and no group is in two lists" in made.stdout
+    run_script("train.py", "--config", f"configs/{dataset}.yaml", "--frames", tmp_path / "frames",
+               "--splits", tmp_path / "splits", "--output", tmp_path / "run", *TINY,
+               "--epochs", 1, "--backbone", backbone)  # fmt: skip
+    run_script("test.py", "--checkpoint", tmp_path / "run" / "best.pt")
+    metrics = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
+    assert metrics["queries"] == 4 and metrics["database"] == 8
+
+
+def test_a_run_without_validation_still_has_a_best_checkpoint(demo, tmp_path, run_script):
+    run_script("make_splits.py", "--dataset", "folder", "--frames", demo / "frames", "--output",
+               tmp_path / "splits", "--val-fraction", 0, "--group-pattern", "_(g[0-9]+)_",
+               "--test-groups", "g01")  # fmt: skip
+    run_script(*train_command(demo, tmp_path / "run", "--splits", tmp_path / "splits"))
+    last, best = weights(tmp_path / "run" / "last.pt"), weights(tmp_path / "run" / "best.pt")
+    assert same_weights(last, best)

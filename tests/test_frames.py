@@ -1,0 +1,92 @@
+"""Split lists, frame folders and the clips read from them."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datasets import FrameFolders, SplitError, list_frames, read_split
+from datasets.frames import even_frames, jittered_frames
+
+
+def write_frames(folder, numbers, size=(8, 12), name="{}.jpg"):
+    """Grey frames whose level is ten times their number."""
+    folder.mkdir(parents=True)
+    for number in numbers:
+        frame = np.full((*size, 3), 10 * number, np.uint8)
+        cv2.imwrite(str(folder / name.format(number)), frame)
+
+
+def test_frames_are_in_natural_order_not_in_that_of_text(tmp_path):
+    write_frames(tmp_path / "a", range(12))  # 0.jpg ... 11.jpg, as other extractors name them
+    assert [frame.name for frame in list_frames(tmp_path / "a")] == [f"{i}.jpg" for i in range(12)]
+    clip, _ = FrameFolders(["a"], [0], tmp_path, clip_frames=12)[0]
+    assert (clip[:, 0, 0, 0].diff() > 0).all()
+
+
+def test_a_clip_is_uint8_rgb_with_its_label(tmp_path):
+    (tmp_path / "a").mkdir()
+    red = np.zeros((8, 12, 3), np.uint8)
+    red[..., 2] = 255  # OpenCV writes BGR
+    cv2.imwrite(str(tmp_path / "a" / "0.jpg"), red)
+    clip, label = FrameFolders(["a"], [3], tmp_path, clip_frames=4)[0]
+    assert clip.shape == (4, 8, 12, 3) and clip.dtype == torch.uint8 and label == 3
+    assert clip[0, 0, 0, 0] > 240 and clip[0, 0, 0, 2] < 15
+
+
+@pytest.mark.parametrize(("available", "wanted"), [(32, 16), (33, 16), (16, 16), (5, 16), (1, 4)])
+def test_positions_cover_the_video_in_order(available, wanted):
+    even = even_frames(available, wanted)
+    assert len(even) == wanted and even.min() >= 0 and even.max() < available
+    assert (np.diff(even) >= 0).all()
+    assert abs(even.mean() - (available - 1) / 2) <= 0.5
+    segments = np.arange(wanted) * available / wanted
+    for seed in range(20):
+        drawn = jittered_frames(available, wanted, np.random.default_rng(seed))
+        assert (drawn >= np.floor(segments)).all()
+        assert (drawn < np.maximum(segments + available / wanted, drawn.min() + 1)).all()
+        assert (np.diff(drawn) >= 0).all() and drawn.max() < available
+
+
+def test_jitter_is_a_function_of_the_seed_alone(tmp_path):
+    write_frames(tmp_path / "a", range(24))
+    data = FrameFolders(["a"], [0], tmp_path, clip_frames=6)
+    first, again, other = data[0, 5][0], data[0, 5][0], data[0, 6][0]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(data[0][0], data[0][0])
+
+
+def test_the_last_blank_separates_path_and_class(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_bytes("\ufeffa b/ü [1] x.y 0\r\n\r\n b/c 12 1  \n".encode())
+    assert read_split(path, 2) == (["a b/ü [1] x.y", " b/c 12"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "line", ["only_a_path", "path -1", "path x", "path 1.0", "path ²", "p 2"]
+)
+def test_bad_lines_are_refused_with_their_number(tmp_path, line):
+    path = tmp_path / "train.txt"
+    path.write_text(f"a/b 0\n{line}\n", encoding="utf-8")
+    with pytest.raises(SplitError, match="train.txt:2"):
+        read_split(path, 2)
+
+
+def test_missing_empty_damaged_and_unequal_frames_are_refused(tmp_path):
+    write_frames(tmp_path / "good", [0])
+    write_frames(tmp_path / "other_size", [0], size=(6, 6))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "0.jpg").write_bytes(b"not a jpeg")
+    with pytest.raises(SplitError, match="no such list"):
+        read_split(tmp_path / "nothing.txt", 1)
+    with pytest.raises(SplitError, match="1 of 2 frame folders are missing"):
+        FrameFolders(["good", "gone"], [0, 0], tmp_path, 2)
+    for name, message in (
+        ("other_size", "extract all videos with one --size"),
+        ("empty", "no frames"),
+        ("damaged", "damaged; delete its folder"),
+    ):
+        with pytest.raises(SplitError, match=message):
+            FrameFolders(["good", name], [0, 0], tmp_path, 2)[1]

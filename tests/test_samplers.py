@@ -1,0 +1,65 @@
+"""P x K batches: every batch has exactly P classes with K clips, whatever the classes' sizes."""
+
+from collections import Counter
+
+import pytest
+
+from datasets import PKBatchSampler
+
+UNEQUAL = [0] * 40 + [1] * 7 + [2] * 3 + [3] + [7] * 20  # class ids need not be dense
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("clips", [1, 4])
+def test_every_batch_has_p_classes_with_k_clips(classes, clips):
+    sampler = PKBatchSampler(UNEQUAL, classes, clips, seed=1)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) > 0  # exactly P classes are enough
+    for batch in batches:
+        counts = Counter(UNEQUAL[index] for index, _ in batch)
+        assert len(counts) == classes and set(counts.values()) == {clips}
+
+
+def test_an_epoch_covers_balanced_data():
+    labels = [c for c in range(10) for _ in range(12)]
+    drawn = Counter(index for batch in PKBatchSampler(labels, 5, 4) for index, _ in batch)
+    assert len(drawn) == 120 and set(drawn.values()) == {1}
+
+
+def test_large_classes_are_drawn_more_often():
+    labels = [0] * 60 + [1] * 20 + [2] * 20 + [3] * 20
+    sampler = PKBatchSampler(labels, 2, 4)
+    drawn = Counter(labels[index] for batch in sampler for index, _ in batch)
+    assert drawn[0] > 1.5 * max(drawn[1], drawn[2], drawn[3])
+
+
+def test_a_small_class_repeats_its_clips_with_other_seeds():
+    sampler = PKBatchSampler([0, 0, 1, 1, 1, 1], 2, 4)
+    for batch in sampler:
+        small = [item for item in batch if item[0] < 2]
+        assert len(small) == len(set(small)) == 4
+        assert Counter(index for index, _ in small) == {0: 2, 1: 2}
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    def batches(seed, epoch):
+        sampler = PKBatchSampler(UNEQUAL, 3, 4, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert batches(0, 3) == batches(0, 3)
+    assert batches(0, 3) != batches(0, 4)
+    assert batches(0, 3) != batches(1, 3)
+
+
+def test_ranks_divide_the_global_batch():
+    whole = list(PKBatchSampler(UNEQUAL, 3, 4, seed=2))
+    parts = [list(PKBatchSampler(UNEQUAL, 3, 4, 2, rank=r, ranks=2)) for r in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert len(first) == len(second) == 6
+        assert sorted(batch) == sorted(first + second)
+
+
+def test_too_few_classes_are_refused():
+    with pytest.raises(ValueError, match="--classes-per-batch"):
+        PKBatchSampler([0, 0, 1, 1], 3, 2)

@@ -1,0 +1,45 @@
+"""Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from utils.files import write_aside
+
+FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that says why."""
+
+
+def save_checkpoint(path, content):
+    """Write `content` (dict of tensors and plain Python values) aside and rename it to `path`."""
+    with write_aside(path) as temporary:
+        torch.save({"format": FORMAT, **content}, temporary)
+
+
+def load_checkpoint(path):
+    """The dict that `save_checkpoint` wrote, tensors on the CPU.
+
+    Read with weights_only=True: a file that needs arbitrary pickle is refused, not run.
+    Raises CheckpointError with one line that says what is wrong.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project (it holds more than tensors and numbers, "
+            "or is damaged)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise CheckpointError(f"{path}: a PyTorch file, but not a checkpoint that train.py wrote")
+    if content["format"] > FORMAT:
+        raise CheckpointError(f"{path}: written by a later version of this project; update it")
+    return content

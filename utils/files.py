@@ -1,0 +1,30 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def write_aside(path):
+    """Yield a temporary path beside `path`; on success flush it to the disk and rename it.
+
+    A reader therefore sees the old file or the new one, never half of one, whenever the writer is
+    killed. Folders above `path` are made. On an exception the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write `text` (str) to `path` as UTF-8, aside and renamed."""
+    with write_aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

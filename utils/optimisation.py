@@ -1,0 +1,53 @@
+"""The optimiser and the learning-rate schedule that the flags of train.py describe."""
+
+import math
+from functools import partial
+
+import torch
+
+
+def build_optimizer(model, args):
+    """SGD with Nesterov momentum or AdamW; no weight decay on biases and batch normalisation.
+
+    args: has optimizer ("sgd" or "adamw"), lr, momentum, weight_decay.
+    """
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": torch.cuda.is_available()}
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options)
+    return torch.optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0, **options)
+
+
+def learning_rate_factor(step, args, steps_per_epoch):
+    """The learning rate of a step over the highest one: linear warm-up, then the schedule.
+
+    args: has epochs, schedule ("cosine", "step", "constant"), warmup_epochs, step_epochs.
+    """
+    epoch = (step + 1) / steps_per_epoch
+    if epoch < args.warmup_epochs:
+        return epoch / args.warmup_epochs
+    if args.schedule == "step":
+        return 0.1 ** (step // (steps_per_epoch * args.step_epochs))
+    if args.schedule == "cosine":
+        rest = max(args.epochs - args.warmup_epochs, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min((epoch - args.warmup_epochs) / rest, 1)))
+    return 1.0
+
+
+def build_scheduler(optimizer, args, steps_per_epoch):
+    """`learning_rate_factor` as a scheduler to step after every batch."""
+    factor = partial(learning_rate_factor, args=args, steps_per_epoch=steps_per_epoch)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def mixed_precision(device, wanted):
+    """The dtype for autocast: bfloat16, float16 on GPUs without it, None on CPUs or unwanted.
+
+    device: torch.device. wanted: bool.
+    """
+    if device.type != "cuda" or not wanted:
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

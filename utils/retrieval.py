@@ -1,0 +1,31 @@
+"""Encoding a data set into approximate hash codes, and ranking one data set for another."""
+
+import torch
+from tqdm import tqdm
+
+
+@torch.no_grad()
+def encode(model, loader, transform, device, description="encoding"):
+    """Approximate hash codes of every clip of `loader`, in its order: (N, K) float32 on the CPU.
+
+    model: clips (B, 3, T, H, W) -> (B, K); it is put in evaluation mode. loader: gives (B, T, H, W,
+    3) uint8 clips and labels. transform: from those clips, on `device`, to the model's input.
+    """
+    model.eval()
+    codes = []
+    for clips, _ in tqdm(loader, desc=description, unit="batch", leave=False):
+        clips = transform(clips.to(device, non_blocking=True))
+        codes.append(model(clips).float())
+    return torch.cat(codes).cpu()
+
+
+def nearest(query_codes, database_codes, count):
+    """The `count` nearest items of the database for each query, ties in database order.
+
+    query_codes: (Q, K) bool. database_codes: (N, K) bool.
+    Returns (indices, distances): (Q, min(count, N)) int64, distances in bits.
+    """
+    queries, database = query_codes.float() * 2 - 1, database_codes.float() * 2 - 1
+    distances = (query_codes.shape[1] - queries @ database.T) / 2
+    distances, indices = torch.sort(distances, dim=1, stable=True)
+    return indices[:, :count], distances[:, :count].long()
