@@ -1,8 +1,11 @@
 """Measure retrieval: search each test video in the training videos by Hamming distance.
 
     python test.py --checkpoint runs/ucf101/best.pt
+    python test.py --codes codes.npz --top-r 100 --output results
 
-Writes metrics.json, codes.npz and retrieval.png beside the checkpoint, or into --output.
+The first writes metrics.json, codes.npz, retrieval.png and the curves into test/ beside the
+checkpoint. The second evaluates any system's codes: arrays query_codes, query_labels,
+database_codes, database_labels. Several files of either kind give one comparison table.
 """
 
 import argparse
@@ -14,34 +17,50 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from datasets import FrameFolders, SplitError, list_frames, read_classes, read_frame, read_split
-from datasets import test_transform as make_test_input
+from datasets import (
+    FrameFolders,
+    SplitError,
+    list_frames,
+    prepare,
+    read_classes,
+    read_frame,
+    read_split,
+)
 from models import build_model
 from utils.checkpoint import CheckpointError, load_checkpoint
-from utils.codes import binarize, save_codes
-from utils.config import HelpFormatter, positive_int
+from utils.codes import binarize, load_codes, save_codes
+from utils.config import HelpFormatter, positive_int, whole_number
 from utils.files import write_text
 from utils.metrics import evaluate
 from utils.picture import save_retrieval_picture
+from utils.plots import plot_precision_at, plot_precision_recall
 from utils.report import format_report
 from utils.retrieval import encode, nearest
 
 
+# fmt: off
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="best.pt or last.pt of a run folder")
-    add("--output", help="folder for the results (default: test/ beside the checkpoint)")
+    add("--checkpoint", nargs="+", default=[], metavar="FILE",
+        help="best.pt or last.pt of run folders")
+    add("--codes", nargs="+", default=[], metavar="FILE.npz",
+        help="codes of any system: real-valued (>= 0 is 1), +-1, 0/1, bool, or packed uint8")
+    add("--bits", type=positive_int, help="code length of packed --codes")
+    add("--output", help="folder for the results; test/ beside a single checkpoint, else results/")
+    add("--top-r", type=positive_int, default=100, help="cutoff R of the metrics at R")
+    add("--cutoffs", type=positive_int, nargs="+", default=[1, 5, 10, 20, 50, 100],
+        help="N of precision@N and recall@N")
+    add("--untrained", action="store_true",
+        help="also evaluate the network of each checkpoint with random weights of its seed")
     add("--frames", help="frames root, if it has moved since training")
     add("--splits", help="folder of the lists, if it has moved since training")
-    add("--top-r", type=positive_int, default=100, help="cutoff R of the metrics at R")
-    add("--pictures", type=int, default=6, help="queries to draw in retrieval.png")
-    add("--untrained", action="store_true", help="also evaluate the same network with the random "
-        "weights it started from, to see what training adds")  # fmt: skip
+    add("--pictures", type=whole_number, default=6, help="queries to draw in retrieval.png")
     add("--batch-size", type=positive_int, default=32, help="clips at a time")
-    add("--workers", type=int, default=2, help="processes that read frames")
-    add("--device", help="cuda, cuda:1, cpu; the default is a GPU if there is one")
+    add("--workers", type=whole_number, default=2, help="processes that read frames")
+    add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
     return parser
+# fmt: on
 
 
 def load_sets(args, checkpoint):
@@ -50,7 +69,7 @@ def load_sets(args, checkpoint):
     frames, splits = args.frames or settings["frames"], Path(args.splits or settings["splits"])
     if read_classes(splits) != checkpoint["classes"]:
         raise SplitError(f"{splits}/classes.txt: not the classes that the network was trained on")
-    return [
+    sets = [
         FrameFolders(
             *read_split(splits / f"{part}.txt", len(checkpoint["classes"])),
             frames,
@@ -58,14 +77,17 @@ def load_sets(args, checkpoint):
         )
         for part in ("test", "train")
     ]
+    if not all(map(len, sets)):
+        raise SplitError(f"{splits}: test.txt and train.txt must both name videos")
+    return sets
 
 
-def encode_sets(model, sets, checkpoint, device, args):
+def encode_sets(model, sets, checkpoint, args):
     """Approximate codes of the queries and of the database: two (_, K) float32 tensors."""
-    transform = partial(make_test_input, preprocessing=checkpoint["preprocessing"])
+    transform = partial(prepare, preprocessing=checkpoint["preprocessing"])
     options = {"batch_size": args.batch_size, "num_workers": args.workers}
     return [
-        encode(model.to(device), DataLoader(part, **options), transform, device, name)
+        encode(model.to(args.device), DataLoader(part, **options), transform, args.device, name)
         for part, name in zip(sets, ("queries", "database"), strict=True)
     ]
 
@@ -75,11 +97,12 @@ def middle_frame(data, index):
     return read_frame(frames[len(frames) // 2])
 
 
-def draw_results(queries, database, query_bits, database_bits, classes, count, path):
+def draw_results(queries, database, codes, classes, count, path):
     """Picture of `count` queries, spread over the test list, and their ten nearest."""
     chosen = torch.linspace(0, len(queries) - 1, min(count, len(queries))).long()
+    query_codes, database_codes = map(binarize, codes)
     rows = []
-    indices, distances = nearest(query_bits[chosen], database_bits, 10)
+    indices, distances = nearest(query_codes[chosen], database_codes, 10)
     for q, found, bits in zip(chosen.tolist(), indices.tolist(), distances.tolist(), strict=True):
         label = queries.labels[q]
         row = [(middle_frame(queries, q), classes[label])]
@@ -90,51 +113,93 @@ def draw_results(queries, database, query_bits, database_bits, classes, count, p
     save_retrieval_picture(rows, path)
 
 
-def main(args):
-    # ==== checkpoint and data ====
-    checkpoint = load_checkpoint(args.checkpoint)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    output = Path(args.output or Path(args.checkpoint).parent / "test")
-    sets = queries, database = load_sets(args, checkpoint)
-    query_labels, database_labels = (torch.tensor(part.labels) for part in sets)
+def measure(query_codes, query_labels, database_codes, database_labels, args):
+    """`evaluate` on the device that --device names."""
+    arrays = (query_codes, query_labels, database_codes, database_labels)
+    arrays = [array.to(args.device) for array in arrays]
+    return evaluate(*arrays, top_r=args.top_r, cutoffs=args.cutoffs)
 
-    # ==== encode ====
+
+def test_checkpoint(path, output, args):
+    """Encode and evaluate the data of a checkpoint. Returns [(what, metrics)], ours last."""
+    checkpoint = load_checkpoint(path)
+    sets = queries, database = load_sets(args, checkpoint)
+    labels = [torch.tensor(part.labels) for part in sets]
     torch.manual_seed(checkpoint["settings"]["seed"])
     model = build_model(**checkpoint["network"])
-    untrained = encode_sets(model, sets, checkpoint, device, args) if args.untrained else None
-    model.load_state_dict(checkpoint["model"])
-    query_codes, database_codes = encode_sets(model, sets, checkpoint, device, args)
+    results = []
+    for what in ["untrained"] * args.untrained + ["trained"]:
+        if what == "trained":
+            model.load_state_dict(checkpoint["model"])
+        codes = encode_sets(model, sets, checkpoint, args)
+        bits = map(binarize, codes)
+        metrics = measure(next(bits), labels[0], next(bits), labels[1], args)
+        per_class = metrics["map_per_class"]
+        metrics["map_per_class"] = {checkpoint["classes"][int(c)]: per_class[c] for c in per_class}
+        results.append((what, metrics))
     save_codes(
         output / "codes.npz",
-        query_codes=query_codes,
-        query_labels=query_labels,
+        query_codes=codes[0],
+        query_labels=labels[0],
         query_names=queries.names,
-        database_codes=database_codes,
-        database_labels=database_labels,
+        database_codes=codes[1],
+        database_labels=labels[1],
         database_names=database.names,
     )
-
-    # ==== evaluate ====
-    reports = {}
-    for name, codes in (("untrained", untrained), ("trained", (query_codes, database_codes))):
-        if codes is not None:
-            query_bits, database_bits = map(binarize, codes)
-            reports[name] = evaluate(
-                query_bits, query_labels, database_bits, database_labels, top_r=args.top_r
-            )
-    print(format_report(reports))
-    write_text(output / "metrics.json", json.dumps(reports["trained"], indent=2) + "\n")
-
-    # ==== picture ====
     if args.pictures:
         path = output / "retrieval.png"
-        names = checkpoint["classes"]
-        draw_results(queries, database, query_bits, database_bits, names, args.pictures, path)
-    print(f"wrote metrics.json, codes.npz and retrieval.png to {output}")
+        draw_results(queries, database, codes, checkpoint["classes"], args.pictures, path)
+    return results
+
+
+def test_codes(path, args):
+    """Evaluate the codes of an .npz file. Returns metrics."""
+    arrays = load_codes(path, args.bits)
+    kinds = ("query_codes", "query_labels", "database_codes", "database_labels")
+    return measure(*(arrays[kind] for kind in kinds), args)
+
+
+def short_names(paths):
+    """The last two parts of each path without its suffix; whole paths where those are equal."""
+    names = ["/".join(Path(path).absolute().with_suffix("").parts[-2:]) for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def main(args):
+    # ==== where ====
+    files = args.checkpoint + args.codes
+    is_single = len(files) == 1
+    beside = Path(args.checkpoint[0]).parent / "test" if is_single and args.checkpoint else None
+    output = Path(args.output or beside or "results")
+
+    # ==== encode and evaluate ====
+    reports = {}
+    for name, path in zip(short_names(files), files, strict=True):
+        own = output if is_single else output / name.strip("/").replace("/", "_")
+        if path in args.codes:
+            reports[name] = test_codes(path, args)
+        else:
+            *others, (_, metrics) = test_checkpoint(path, own, args)
+            reports |= {f"{name} {what}": other for what, other in others}
+            reports[name] = metrics
+        write_text(own / "metrics.json", json.dumps(reports[name], indent=2) + "\n")
+
+    # ==== report ====
+    print(format_report(reports))
+    plot_precision_recall(reports, output / "precision_recall.png")
+    plot_precision_at(reports, output / "precision_at.png")
+    print("\nmAP over all ranks, ties exact:", end=" ")
+    print(", ".join(f"{metrics['map']:.4f} {name}" for name, metrics in reports.items()))
+    print(f"results in {output}")
 
 
 if __name__ == "__main__":
+    parser = build_parser()
+    args = parser.parse_args()
+    if not args.checkpoint + args.codes:
+        parser.error("give --checkpoint or --codes")
+    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        main(build_parser().parse_args())
-    except (SplitError, CheckpointError) as error:
+        main(args)
+    except (SplitError, CheckpointError, ValueError, OSError) as error:
         sys.exit(f"test.py: {error}")

@@ -13,7 +13,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +20,20 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from utils.codes import binarize
 
-from datasets import FrameFolders, PKBatchSampler, SplitError, read_classes, read_split
-from datasets import test_transform as make_test_input
-from datasets import train_transform as make_train_input
+from datasets import (
+    FrameFolders,
+    PKBatchSampler,
+    SplitError,
+    augment,
+    prepare,
+    read_classes,
+    read_split,
+)
 from losses import DISTANCES, MINING
-from models import BACKBONES, build_model
-from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models import BACKBONES, build_network
+from utils.checkpoint import CheckpointError, Training, save_checkpoint
+from utils.codes import binarize
 from utils.config import (
     HelpFormatter,
     fraction,
@@ -44,7 +49,6 @@ from utils.metrics import evaluate
 from utils.optimisation import build_optimizer, build_scheduler, mixed_precision
 from utils.retrieval import encode
 
-KINETICS = {"mean": [0.43216, 0.394666, 0.37645], "std": [0.22803, 0.22145, 0.216989]}
 # These may differ when a run is resumed: they do not change what is learnt.
 FREE_SETTINGS = {"config", "restart", "workers", "device", "frames", "splits", "output"}
 NETWORK_SETTINGS = ("backbone", "bits", "width", "shortcut", "dropout")
@@ -83,9 +87,21 @@ def build_parser():
     add("--backbone", choices=BACKBONES, default="resnet18", help="the README tells their cost")
     add("--bits", type=positive_int, default=64, help="length of the hash code")
     add("--width", type=positive_float, default=1.0, help="factor on channels; 0.5 suits a CPU")
-    add("--shortcut", choices=("A", "B"), default="B",
-        help="of ResNets where the size changes: A zero padding, B 1x1x1 convolution")
+    add("--shortcut", choices=("A", "B"),
+        help="of ResNets where the size changes: A zero padding, B 1x1x1 convolution; when not "
+        "given, what the pretrained weights need, else B")
     add("--dropout", type=fraction, default=0.0, help="before the hash layer; 0.5 suits C3D")
+
+    add = parser.add_argument_group("pretrained weights").add_argument
+    add("--pretrained", metavar="NAME_OR_PATH",
+        help="r3d18_kinetics400, which torchvision downloads, or a file of a known family (see the "
+        "README), or a checkpoint of train.py; the file decides mean, range and channel order")
+    add("--backbone-lr-factor", type=positive_float, default=1.0,
+        help="learning rate of the backbone over that of the hash layer; 0.1 is usual")
+    add("--freeze-until", metavar="LAYER",
+        help="train only what comes after this layer: layer1 to layer4, conv1 to fc7 in C3D")
+    add("--freeze-batch-norm", action=switch, default=False,
+        help="keep the pretrained running means and variances; for small batches")
 
     add = parser.add_argument_group("loss and batches").add_argument
     add("--mining", choices=MINING, default="batch-all", help="which triplets of a batch count")
@@ -115,23 +131,6 @@ def build_parser():
     add("--eval-every", type=positive_int, default=5, help="epochs between validations")
     return parser
 # fmt: on
-
-
-@dataclass
-class Training:
-    """All that changes while training, as it goes into checkpoints."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-
-    def state(self):
-        return {name: part.state_dict() for name, part in vars(self).items()}
-
-    def load_state(self, state):
-        for name, part in vars(self).items():
-            part.load_state_dict(state[name])
 
 
 def train_one_epoch(training, loader, to_input, criterion, args, epoch):
@@ -186,28 +185,11 @@ def train_one_epoch(training, loader, to_input, criterion, args, epoch):
 
 
 def validate(model, val_loader, train_loader, transform, device):
-    """Tie-exact mAP of the validation clips searched in the training clips."""
+    """Metrics of `evaluate` for the validation clips searched in the training clips."""
     queries = binarize(encode(model, val_loader, transform, device, "validation queries"))
     database = binarize(encode(model, train_loader, transform, device, "validation database"))
     labels = [torch.tensor(loader.dataset.labels) for loader in (val_loader, train_loader)]
-    return evaluate(queries, labels[0], database, labels[1])["map"]
-
-
-def resume(training, run, args):
-    """Load last.pt into `training`. Returns (next epoch, best validation mAP so far)."""
-    checkpoint = load_checkpoint(run / "last.pt")
-    changed = [
-        f"--{key.replace('_', '-')} {value} instead of {checkpoint['settings'].get(key)}"
-        for key, value in settings_of(args).items()
-        if key not in FREE_SETTINGS and checkpoint["settings"].get(key) != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{run} holds a run with other settings ({'; '.join(changed)}); repeat the earlier "
-            "ones to resume, or give another --output or --restart"
-        )
-    training.load_state(checkpoint["training"])
-    return checkpoint["epoch"] + 1, checkpoint["best_map"]
+    return evaluate(queries, labels[0], database, labels[1])
 
 
 def settings_of(args):
@@ -247,51 +229,57 @@ def build_loaders(args, device):
     )
 
 
-def build_transforms(args):
-    """(preprocessing, training transform, test transform) of uint8 clips on the device."""
+def build_transforms(args, normalisation):
+    """(what test.py must repeat, training transform, test transform) of uint8 clips."""
     preprocessing = {
         "clip_frames": args.clip_frames,
         "size": args.size,
         "crop": args.crop,
-        **KINETICS,
+        **normalisation,
     }
     to_train_input = partial(
-        make_train_input,
+        augment,
         preprocessing=preprocessing,
         crop_scale=args.crop_scale,
         flip=args.flip,
         colour_jitter=args.colour_jitter,
     )
-    return preprocessing, to_train_input, partial(make_test_input, preprocessing=preprocessing)
+    return preprocessing, to_train_input, partial(prepare, preprocessing=preprocessing)
 
 
 def main(args):
     # ==== data ====
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     train_loader, database_loader, val_loader, classes = build_loaders(args, device)
-    preprocessing, to_train_input, to_test_input = build_transforms(args)
 
-    # ==== model and optimiser ====
+    # ==== network ====
     torch.manual_seed(args.seed)
     network = {key: getattr(args, key) for key in NETWORK_SETTINGS}
-    model = build_model(**network).to(device)
-    optimizer = build_optimizer(model, args)
+    model, network, normalisation, source = build_network(network, args.pretrained)
+    model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
+    preprocessing, to_train_input, to_test_input = build_transforms(args, normalisation)
+
+    # ==== loss and optimiser ====
+    criterion = partial(
+        MINING[args.mining], margin=args.margin, distance=args.distance, average=args.average
+    )
+    parts = [(model.backbone, args.backbone_lr_factor), (model.hash, 1.0)]
+    optimizer = build_optimizer(parts, args)
     scheduler = build_scheduler(optimizer, args, len(train_loader))
     half = mixed_precision(device, args.amp) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     training = Training(model, optimizer, scheduler, scaler)
-    criterion = partial(
-        MINING[args.mining], margin=args.margin, distance=args.distance, average=args.average
-    )
 
     # ==== run folder ====
     run = Path(args.output)
     first_epoch, best_map = 0, -1.0
     if (run / "last.pt").exists() and not args.restart:
-        first_epoch, best_map = resume(training, run, args)
+        earlier = training.resume(run / "last.pt", settings_of(args), FREE_SETTINGS)
+        first_epoch, best_map = earlier["epoch"] + 1, earlier["best_map"]
         print(f"resuming {run} after epoch {first_epoch} of {args.epochs}")
     log = RunLog(run, first_epoch)
-    write_text(run / "config.yaml", yaml.safe_dump(settings_of(args), sort_keys=False))
+    given = {k: v for k, v in settings_of(args).items() if v is not None and k != "config"}
+    write_text(run / "config.yaml", yaml.safe_dump(given, sort_keys=False))
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{args.backbone}, {args.bits} bits, {parameters / 1e6:.1f} M parameters on {device}; "
@@ -307,7 +295,9 @@ def main(args):
         last = epoch + 1 == args.epochs
         is_best = last and not len(val_loader)
         if len(val_loader) and (last or (epoch + 1) % args.eval_every == 0):
-            record["val/map"] = validate(model, val_loader, database_loader, to_test_input, device)
+            metrics = validate(model, val_loader, database_loader, to_test_input, device)
+            log.plot({"validation": metrics}, epoch)
+            record["val/map"] = metrics["map"]
             is_best = record["val/map"] >= best_map  # of equal ones the one trained longest
             best_map = max(best_map, record["val/map"])
         log.write(record)
@@ -315,6 +305,7 @@ def main(args):
         checkpoint = {
             "network": network,
             "preprocessing": preprocessing,
+            "pretrained": source,
             "classes": classes,
             "settings": settings_of(args),
             "epoch": epoch,

@@ -80,10 +80,11 @@ def measure(args):
     codes = read_codes(args.codes) if args.codes else planted_codes(args)
     queries = len(codes[0])
     estimated = args.scale and args.worker != "ours"
-    used = (codes[0][:ARGSORT_QUERIES], codes[1][:ARGSORT_QUERIES], *codes[2:]) if estimated else codes
+    if estimated:
+        codes[:2] = codes[0][:ARGSORT_QUERIES], codes[1][:ARGSORT_QUERIES]
     run = WORKERS[args.worker]
-    arguments = used if args.worker == "ours" else field_arrays(*used)
-    large = args.scale and len(codes[2]) * queries > 1e8
+    arguments = codes if args.worker == "ours" else field_arrays(*codes)
+    large = len(codes[2]) * len(codes[0]) > 1e8
     seconds = []
     for _ in range(1 if large else args.runs + 1):
         start = time.perf_counter()
@@ -93,7 +94,7 @@ def measure(args):
         "database": len(codes[2]),
         "queries": queries,
         "bits": codes[0].shape[1],
-        "seconds": statistics.median(seconds[0 if large else 1 :]) * queries / len(used[0]),
+        "seconds": statistics.median(seconds[0 if large else 1 :]) * queries / len(codes[0]),
         "mib": peak_mib() - before,
         "value": value,
         "estimated": estimated,
@@ -116,7 +117,7 @@ def read_codes(path):
 
 
 def planted_codes(args, flipped=0.25):
-    """Random codes: one centre for each class, each item its centre with a share of bits flipped."""
+    """Random codes: each item is the centre of its class with a share of its bits flipped."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(args.classes, args.bits, generator=generator) < 0.5
     result = []

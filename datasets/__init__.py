@@ -9,7 +9,7 @@ from datasets.frames import (
     read_split,
 )
 from datasets.samplers import PKBatchSampler
-from datasets.transforms import test_transform, train_transform
+from datasets.transforms import augment, prepare
 
 __all__ = [
     "FrameFolders",
@@ -19,6 +19,6 @@ __all__ = [
     "read_classes",
     "read_frame",
     "read_split",
-    "test_transform",
-    "train_transform",
+    "prepare",
+    "augment",
 ]

@@ -52,18 +52,21 @@ def _jitter_colours(clips, strength, generator):
     return (brightness * (mean + contrast * (clips - mean))).clamp(0, 255)
 
 
-def _normalise(clips, mean, std):
-    """(B, T, 3, H, W) in 0..255 -> (B, 3, T, H, W), each channel minus mean over std (0..1)."""
-    mean = 255 * torch.tensor(mean, device=clips.device).view(3, 1, 1)
-    std = 255 * torch.tensor(std, device=clips.device).view(3, 1, 1)
-    return ((clips - mean) / std).transpose(1, 2)
+def _normalise(clips, preprocessing):
+    """(B, T, 3, H, W) RGB in 0..255 -> (B, 3, T, H, W) in the range and order of the weights."""
+    if preprocessing["channels"] == "BGR":
+        clips = clips.flip(2)
+    mean = torch.tensor(preprocessing["mean"], device=clips.device).view(3, 1, 1)
+    std = torch.tensor(preprocessing["std"], device=clips.device).view(3, 1, 1)
+    return ((clips * (preprocessing["range"] / 255) - mean) / std).transpose(1, 2)
 
 
-def train_transform(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator):
+def augment(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator):
     """Random square crop, left-right flip and colours of each clip, then normalisation.
 
-    clips: (B, T, H, W, 3) uint8. preprocessing: {"size": pixels a side of the result, "crop": side
-    of the test-time window over the frame's shorter side, "mean", "std": three of 0..1 each}.
+    clips: (B, T, H, W, 3) uint8 RGB. preprocessing: {"size": pixels a side of the result, "crop":
+    side of the test-time window over the frame's shorter side, "channels": "RGB" or "BGR", "range":
+    value of white, 1.0 or 255.0, "mean", "std": three numbers each in that order and range}.
     crop_scale: (least, most) side of the crop over the frame's shorter side. flip: bool, whether
     half of the clips are mirrored. colour_jitter: strength in [0, 1), 0 for none.
     generator: torch.Generator on the clips' device. Returns (B, 3, T, size, size) float32.
@@ -77,14 +80,14 @@ def train_transform(clips, preprocessing, *, crop_scale, flip, colour_jitter, ge
     clips = _sample_windows(clips, preprocessing, centres, scales, flips)
     if colour_jitter:
         clips = _jitter_colours(clips, colour_jitter, generator)
-    return _normalise(clips, preprocessing["mean"], preprocessing["std"])
+    return _normalise(clips, preprocessing)
 
 
-def test_transform(clips, preprocessing):
-    """The central crop of each clip, then normalisation; arguments as for `train_transform`."""
+def prepare(clips, preprocessing):
+    """The central crop of each clip, then normalisation; arguments as for `augment`."""
     batch, device = len(clips), clips.device
     centres = torch.zeros(batch, 2, device=device)
     scales = torch.full((batch,), preprocessing["crop"], device=device)
     flips = torch.zeros(batch, dtype=torch.bool, device=device)
     clips = _sample_windows(clips, preprocessing, centres, scales, flips)
-    return _normalise(clips, preprocessing["mean"], preprocessing["std"])
+    return _normalise(clips, preprocessing)

@@ -23,6 +23,28 @@ class HashingNetwork(nn.Module):
         # Small, so that no bit starts out saturated: where |u| is near 1, tanh passes no gradient.
         nn.init.normal_(self.hash.weight, std=0.01)
         nn.init.zeros_(self.hash.bias)
+        self.frozen = []  # modules that stay in evaluation mode
+
+    def freeze(self, until=None, batch_norm=False):
+        """Fix the backbone's layers up to and including `until`, as fine-tuning often does.
+
+        until: name of a child of the backbone, such as "layer2" or "conv3b". Its parameters and
+        those before it get no gradient. batch_norm: also keep the running statistics of every
+        batch normalisation of the backbone. Raises ValueError for an unknown layer.
+        """
+        names = [name for name, _ in self.backbone.named_children()]
+        if until is not None and until not in names:
+            raise ValueError(f"--freeze-until {until}: the layers are {', '.join(names)}")
+        fixed = names[: names.index(until) + 1] if until else []
+        self.frozen = [self.backbone.get_submodule(name).requires_grad_(False) for name in fixed]
+        if batch_norm:
+            self.frozen += [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm3d)]
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, clips):
         features = self.backbone(clips)  # (B, D)

@@ -1,12 +1,16 @@
-"""3D ResNet.
+"""3D ResNets with the stem of Hara et al. or that of Tran et al.
 
-K. Hara, H. Kataoka, Y. Satoh, "Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and
-ImageNet?", CVPR 2018, https://arxiv.org/abs/1711.09577; official code:
-https://github.com/kenshohara/3D-ResNets-PyTorch. The residual design is K. He, X. Zhang, S. Ren,
-J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385.
+`resnet18`, `resnet34`: K. Hara, H. Kataoka, Y. Satoh, "Can Spatiotemporal 3D CNNs Retrace the
+History of 2D CNNs and ImageNet?", CVPR 2018, https://arxiv.org/abs/1711.09577; official code:
+https://github.com/kenshohara/3D-ResNets-PyTorch.
+`r3d18`, `r3d34`: D. Tran, H. Wang, L. Torresani, J. Ray, Y. LeCun, M. Paluri, "A Closer Look at
+Spatiotemporal Convolutions for Action Recognition", CVPR 2018, https://arxiv.org/abs/1711.11248;
+in torchvision as VideoResNet.
+The residual design is K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image
+Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385.
 
-Differences from the paper:
-- Shortcut A (the paper's for ResNet-18 and -34) is an option; B, a 1x1x1 convolution, the default.
+Differences from the papers:
+- Shortcut A (Hara's for ResNet-18 and -34) is an option; B, a 1x1x1 convolution, the default.
 - Shortcut A pads with zeros inside the graph. The official code of 2017 pads `.data`, which keeps
   the gradient from flowing through the shortcut.
 - No classifier: the network ends at the pooled features. A factor scales the width.
@@ -15,6 +19,9 @@ Differences from the paper:
 import torch
 from torch import nn
 from torch.nn import functional
+
+# Frames that the first kernel spans, and whether a max-pool follows it.
+STEMS = {"hara": (7, True), "r3d": (3, False)}
 
 
 def _conv3x3x3(in_channels, out_channels, stride):
@@ -62,16 +69,20 @@ class BasicBlock(nn.Module):
 class ResNet3D(nn.Module):
     """clips (B, 3, T, H, W) -> features (B, feature_dim); any T, H, W >= 1.
 
-    blocks: residual blocks in each of the four stages. width: factor on 64, 128, 256, 512 channels.
-    shortcut: "A" (zero padding, no parameters) or "B" (1x1x1 convolution).
+    blocks: residual blocks in each of the four stages. stem: "hara" (7x7x7 and max-pool) or "r3d"
+    (3x7x7). width: factor on 64, 128, 256, 512 channels. shortcut: "A" (zero padding, no
+    parameters) or "B" (1x1x1 convolution).
     """
 
-    def __init__(self, blocks, width=1.0, shortcut="B"):
+    def __init__(self, blocks, stem="hara", width=1.0, shortcut="B"):
         super().__init__()
         channels = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
-        self.conv1 = nn.Conv3d(3, channels[0], 7, stride=(1, 2, 2), padding=3, bias=False)
+        span, has_pool = STEMS[stem]
+        self.conv1 = nn.Conv3d(
+            3, channels[0], (span, 7, 7), stride=(1, 2, 2), padding=(span // 2, 3, 3), bias=False
+        )
         self.bn1 = nn.BatchNorm3d(channels[0])
-        self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool3d(3, stride=2, padding=1) if has_pool else nn.Identity()
         in_channels = channels[0]
         for stage, (out_channels, count) in enumerate(zip(channels, blocks, strict=True), start=1):
             layer = nn.Sequential()
@@ -87,9 +98,9 @@ class ResNet3D(nn.Module):
 
     def forward(self, clips):
         x = functional.relu(self.bn1(self.conv1(clips)))  # (B, 64, T, H/2, W/2)
-        x = self.maxpool(x)  # (B, 64, T/2, H/4, W/4)
+        x = self.maxpool(x)  # hara: (B, 64, T/2, H/4, W/4), and all below halved with it
         x = self.layer1(x)
-        x = self.layer2(x)  # (B, 128, T/4, H/8, W/8)
-        x = self.layer3(x)  # (B, 256, T/8, H/16, W/16)
-        x = self.layer4(x)  # (B, 512, T/16, H/32, W/32)
+        x = self.layer2(x)  # (B, 128, T/2, H/4, W/4)
+        x = self.layer3(x)  # (B, 256, T/4, H/8, W/8)
+        x = self.layer4(x)  # (B, 512, T/8, H/16, W/16)
         return torch.mean(x, dim=(2, 3, 4))  # (B, 512)

@@ -126,7 +126,7 @@ REFUSED = [
     ("integers", {"query_codes": np.full((4, 12), 7)}, None, "from -1 to 7 are no codes"),
     ("no signs", {"query_codes": BITS[:4] * 0.9, "database_codes": BITS[4:] * 0.9}, None,
      "0.5 for sigmoid"),
-    ("wrong bits", {}, 16, "12 wide, and only uint8 is packed: bits 16 is wrong"),
+    ("wrong bits", {}, 16, "12 wide, not 16, and only uint8"),
     ("packed, no bits", {"query_codes": PACKED[:4], "database_codes": PACKED[4:]}, None, "--bits"),
     ("packed, more bits", {"query_codes": PACKED[:4], "database_codes": PACKED[4:]}, 24,
      "packed they are 3 wide"),

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datasets import test_transform as make_test_input
-from datasets import train_transform as make_train_input
+from datasets import augment, prepare
 
-PLAIN = {"size": 24, "crop": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3}
+PLAIN = {
+    "size": 24, "crop": 1.0, "channels": "RGB", "range": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3
+}  # fmt: skip
 STILL = {"crop_scale": (1.0, 1.0), "flip": False, "colour_jitter": 0.0}
 
 
@@ -19,13 +20,13 @@ def noise(batch=8, frames=5, height=24, width=24, seed=0):
 
 def train(clips, preprocessing=PLAIN, seed=0, **changes):
     generator = torch.Generator().manual_seed(seed)
-    return make_train_input(clips, preprocessing, generator=generator, **{**STILL, **changes})
+    return augment(clips, preprocessing, generator=generator, **{**STILL, **changes})
 
 
 def test_a_full_window_at_the_frames_size_changes_nothing():
     clips = noise()
     expected = clips.permute(0, 4, 1, 2, 3) / 255
-    torch.testing.assert_close(make_test_input(clips, PLAIN), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepare(clips, PLAIN), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(train(clips), expected, atol=1e-5, rtol=0)
 
 
@@ -33,15 +34,23 @@ def test_the_test_window_is_the_centre():
     clips = noise(height=32, width=40)
     preprocessing = {**PLAIN, "crop": 0.75}  # 24 of 32 rows
     expected = clips[:, :, 4:28, 8:32].permute(0, 4, 1, 2, 3) / 255
-    torch.testing.assert_close(make_test_input(clips, preprocessing), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepare(clips, preprocessing), expected, atol=1e-5, rtol=0)
 
 
 def test_normalisation_is_per_channel():
     clips = torch.zeros(1, 2, 24, 24, 3, dtype=torch.uint8)
     clips[..., 0], clips[..., 1], clips[..., 2] = 255, 51, 0
     preprocessing = {**PLAIN, "mean": [0.5, 0.2, 0.1], "std": [0.5, 0.25, 0.1]}
-    result = make_test_input(clips, preprocessing)[0, :, 0, 0, 0]
+    result = prepare(clips, preprocessing)[0, :, 0, 0, 0]
     torch.testing.assert_close(result, torch.tensor([1.0, 0.0, -1.0]), atol=1e-5, rtol=0)
+
+
+def test_weights_of_caffe_get_bgr_in_0_to_255():
+    clips = torch.zeros(1, 2, 24, 24, 3, dtype=torch.uint8)
+    clips[..., 0], clips[..., 1], clips[..., 2] = 200, 100, 50  # red, green, blue
+    preprocessing = {**PLAIN, "channels": "BGR", "range": 255.0, "mean": [90.0, 98.0, 102.0]}
+    result = prepare(clips, preprocessing)[0, :, 0, 0, 0]
+    torch.testing.assert_close(result, torch.tensor([-40.0, 2.0, 98.0]), atol=1e-3, rtol=0)
 
 
 def test_a_flip_is_drawn_once_a_clip_never_once_a_frame():
@@ -76,7 +85,7 @@ def test_large_frames_are_averaged_not_skipped():
     """Stripes of one pixel become grey; sampling every fourth pixel would keep them."""
     clips = torch.zeros(2, 2, 96, 96, 3, dtype=torch.uint8)
     clips[:, :, :, ::4] = 255
-    result = make_test_input(clips, PLAIN)
+    result = prepare(clips, PLAIN)
     assert result.std() < 0.05
     assert result.mean() == pytest.approx(0.25, abs=0.02)
     reference = functional.interpolate(

@@ -1,6 +1,7 @@
 """Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def load_checkpoint(path):
             f"{path}: not a checkpoint of this project (it holds more than tensors and numbers, "
             "or is damaged)"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # the unpickler raises all kinds on bytes that are no pickle
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
     if not isinstance(content, dict) or "format" not in content:
@@ -43,3 +44,38 @@ def load_checkpoint(path):
     if content["format"] > FORMAT:
         raise CheckpointError(f"{path}: written by a later version of this project; update it")
     return content
+
+
+@dataclass
+class Training:
+    """All that changes while training, as it goes into last.pt."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+
+    def state(self):
+        return {name: part.state_dict() for name, part in vars(self).items()}
+
+    def resume(self, path, settings, free):
+        """Go on from the checkpoint at `path`, which is returned, if its run is the same.
+
+        settings: dict of this run's flags. free: names of those that may differ. Raises
+        CheckpointError that names the others.
+        """
+        checkpoint = load_checkpoint(path)
+        earlier = checkpoint["settings"]
+        changed = [
+            f"--{name.replace('_', '-')} {value} instead of {earlier.get(name)}"
+            for name, value in settings.items()
+            if name not in free and earlier.get(name) != value
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{path} is of a run with other settings ({'; '.join(changed)}); repeat them to "
+                "resume it, or give another --output or --restart"
+            )
+        for name, part in vars(self).items():
+            part.load_state_dict(checkpoint["training"][name])
+        return checkpoint

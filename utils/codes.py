@@ -10,6 +10,17 @@ import torch
 from utils.files import write_aside
 
 SETS = ("query", "database")
+# What np.load raises for files that are no .npz, are cut short or damaged, or hold objects, and an
+# array instead of an .npz at `with`, which is AttributeError or, from Python 3.11, TypeError.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def binarize(values):
@@ -80,7 +91,7 @@ def read_arrays(path):
         with np.load(path, allow_pickle=False) as file:
             known = required + [f"{side}_names" for side in SETS]
             arrays = {name: file[name] for name in known if name in file.files}
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
+    except UNREADABLE:
         raise ValueError(
             f"{path}: not a whole .npz of plain arrays; write it with np.savez, without objects"
         ) from None
@@ -110,14 +121,14 @@ def to_bits(codes, bits):
     if bits is not None and uint8 and not (binary and widths[0] == bits):
         return unpack(codes, bits)
     if bits is not None and widths[0] != bits:
-        raise ValueError(f"codes are {widths[0]} wide, and only uint8 is packed: bits {bits} is wrong")
+        raise ValueError(f"codes are {widths[0]} wide, not {bits}, and only uint8 can be packed")
     if binary:
         return [array == 1 for array in codes]
     least, most = min(array.min() for array in codes), max(array.max() for array in codes)
     if any(array.dtype.kind in "iu" for array in codes) and not (least >= -1 and most <= 1):
         raise ValueError(
-            f"whole numbers from {least:g} to {most:g} are no codes: give 0/1, ±1 or real values, or "
-            "the number of bits for packed uint8 (--bits)"
+            f"whole numbers from {least:g} to {most:g} are no codes: give 0/1, ±1 or real values; "
+            "for packed uint8 give the number of bits (--bits)"
         )
     if least >= 0:
         raise ValueError(

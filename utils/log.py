@@ -6,6 +6,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import write_text
+from utils.plots import precision_at_figure, precision_recall_figure
 
 
 class RunLog:
@@ -41,6 +42,11 @@ class RunLog:
             if name != "epoch":
                 self.board.add_scalar(name, value, record["epoch"])
         self.board.flush()
+
+    def plot(self, results, epoch):
+        """Show the curves of {name: metrics of `utils.metrics.evaluate`} in TensorBoard."""
+        self.board.add_figure("val/precision_recall", precision_recall_figure(results), epoch)
+        self.board.add_figure("val/precision_at", precision_at_figure(results), epoch)
 
     def close(self):
         self.board.close()

@@ -11,7 +11,7 @@ import torch
 
 from utils.ranking import ORDERS, Ties, hits, precision_over_found, precision_sum
 
-QUERY_BLOCK = 4096  # queries whose metrics are computed at once; bounds the float64 temporaries
+QUERY_BLOCK = 1024  # queries whose metrics are computed at once; bounds the float64 temporaries
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
         raise ValueError(f"top_r and cutoffs must be at least 1: {top_r}, {list(cutoffs)}")
     check_shapes(query_codes, query_labels, database_codes, database_labels)
     rows, times = distinct_queries(query_codes, query_labels)
-    labels, weights = query_labels[rows], times.double() / len(query_codes)
+    labels, weights = query_labels[rows], times.double()
     all, relevant = hamming_histograms(query_codes[rows], labels, database_codes, database_labels)
     curve = curve_depths(len(database_codes))
     means, precisions = {}, []
@@ -68,7 +68,7 @@ def evaluate(
         "bits": query_codes.shape[1],
         "top_r": top_r,
         "queries_without_relevant": int(times[relevant.sum(1) == 0].sum()),
-        **{key: value.tolist() for key, value in means.items()},
+        **{key: (value / len(query_codes)).tolist() for key, value in means.items()},
         "precision_curve_n": curve,
         "map_per_class": mean_per_class(torch.cat(precisions), labels, weights),
     }
@@ -83,7 +83,8 @@ def distinct_queries(codes, labels):
     if labels.ndim == 1:
         group = labels.unique(return_inverse=True)[1]
     else:
-        group, codes = torch.zeros_like(labels[:, 0], dtype=torch.int64), torch.cat([codes, labels], 1)
+        group = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+        codes = torch.cat([codes, labels], dim=1)
     for bits in codes.split(30, dim=1):
         word = (bits << torch.arange(bits.shape[1], device=codes.device)).sum(1)
         word += group << 30
@@ -98,10 +99,11 @@ def hamming_histograms(query_codes, query_labels, database_codes, database_label
     Arguments as for `evaluate`; `query_chunk` and `database_chunk` as for `count_distances`.
     """
     check_shapes(query_codes, query_labels, database_codes, database_labels)
-    all = count_distances(query_codes, database_codes, **chunks)
-    relevant = torch.zeros_like(all)
-    for rows, matches in relevant_sets(query_labels, database_labels):
-        relevant[rows] = count_distances(query_codes[rows], database_codes[matches], **chunks)
+    with torch.autocast(query_codes.device.type, enabled=False):  # 16-bit products would round
+        all = count_distances(query_codes, database_codes, **chunks)
+        relevant = torch.zeros_like(all)
+        for rows, matches in relevant_sets(query_labels, database_labels):
+            relevant[rows] = count_distances(query_codes[rows], database_codes[matches], **chunks)
     return all, relevant
 
 
@@ -129,16 +131,18 @@ def count_distances(queries, database, *, query_chunk=64, database_chunk=32768):
     """
     bins = queries.shape[1] + 1
     counts = torch.zeros(len(queries), bins, dtype=torch.int64, device=queries.device)
-    query_chunk = max(1, min(query_chunk, 2**24 // bins**2))  # keys stay exact in float32
+    # In large chunks two items share a key, d + bins·d', and with it one product and one count.
+    paired = 2 * bins**2 <= min(len(database), database_chunk)
+    limit = 2**23 // (bins**2 if paired else bins)  # keys and their halves are exact in float32
+    query_chunk = max(1, min(query_chunk, limit))
     for items in database.split(database_chunk):
-        items, pairs = signs(items), None
-        if len(items) >= 2 * bins**2:
-            # Two items share a key, d + bins·d', and with it one product and one count.
+        items = signs(items)
+        if paired:
             half = len(items) // 2
             pairs, items = items[:half] + bins * items[half : 2 * half], items[2 * half :]
         for rows, total in zip(queries.split(query_chunk), counts.split(query_chunk), strict=True):
             rows = signs(rows)
-            if pairs is not None:
+            if paired:
                 joint = count_keys(rows, pairs, bins**2, bins + 1).view(-1, bins, bins)
                 total += joint.sum(1) + joint.sum(2)
             if len(items):
@@ -148,7 +152,7 @@ def count_distances(queries, database, *, query_chunk=64, database_chunk=32768):
 
 def signs(codes):
     """Bool codes -> float32 -1 and +1."""
-    return torch.where(codes, 1.0, -1.0)
+    return codes.float() * 2 - 1
 
 
 def count_keys(queries, items, keys, weight):
@@ -158,8 +162,7 @@ def count_keys(queries, items, keys, weight):
     Returns (q, keys) int64. Every query has its own range of keys so that one count serves all.
     """
     shift = torch.arange(len(queries), device=queries.device) * keys + weight * queries.shape[1] / 2
-    with torch.autocast(queries.device.type, enabled=False):
-        key = torch.addmm(shift[:, None], queries, items.T, alpha=-0.5)
+    key = torch.addmm(shift[:, None], queries, items.T, alpha=-0.5)
     return torch.bincount(key.int().flatten(), minlength=len(queries) * keys).view(-1, keys)
 
 
@@ -167,11 +170,12 @@ def query_metrics(all, relevant, top_r, cutoffs, curve):
     """Every metric of each query: {key: (Q,) or (Q, points) float64}; see `evaluate`."""
     ties = Ties(all, relevant)
     total = ties.relevant_until[:, -1]
-    some = total.clamp(min=1).double()  # denominators that leave 0 for a query without relevant
+    some = total.clamp(min=1)  # denominators that leave 0 for a query without relevant
     at_total, at_top = ties.at(total[:, None]), ties.at(total.new_full((len(total), 1), top_r))
     at_cutoffs = ties.at(total.new_tensor(cutoffs).expand(len(total), -1))
     whole, top = torch.full_like(total, ties.database), torch.full_like(total, top_r)
-    by_radius = ties.relevant_until / ties.all_until.clamp(min=1).double()
+    by_radius = ties.relevant_until / ties.all_until.clamp(min=1)
+    radius_2 = min(2, all.shape[1] - 1)
     values = {}
     for order, suffix in ORDERS.items():
         top_sum = precision_sum(ties, top, order)
@@ -181,7 +185,7 @@ def query_metrics(all, relevant, top_r, cutoffs, curve):
             "map_at_r_found": top_sum / hits(at_top, order)[:, 0].clamp(min=1),
             "map_at_r_over_r": top_sum / top_r,
             "r_precision": hits(at_total, order)[:, 0] / some,
-            "precision_radius_2": by_radius[:, min(2, all.shape[1] - 1)],  # takes whole ties: one value
+            "precision_radius_2": by_radius[:, radius_2],  # takes whole ties: the same in any order
         }
         if order == "expected":
             metrics["map_at_r_found"] = precision_over_found(ties, at_top)
@@ -207,11 +211,12 @@ def mean_per_class(values, labels, weights):
     """Weighted mean of `values` (Q,) over queries with each label -> {label as string: float}."""
     if labels.ndim == 1:
         names, index = labels.unique(return_inverse=True)
-        member = torch.nn.functional.one_hot(index).T.double()
+        empty = torch.zeros(len(names), dtype=values.dtype, device=values.device)
+        means = empty.index_add(0, index, values * weights) / empty.index_add(0, index, weights)
     else:
         names = labels.any(0).nonzero()[:, 0]
         member = labels[:, names].T.double()
-    means = member @ (values * weights) / (member @ weights)
+        means = member @ (values * weights) / (member @ weights)
     return {str(name): mean for name, mean in zip(names.tolist(), means.tolist(), strict=True)}
 
 
@@ -234,7 +239,8 @@ def check_shapes(query_codes, query_labels, database_codes, database_labels):
             )
     if query_codes.shape[1] != database_codes.shape[1]:
         raise ValueError(
-            f"query codes have {query_codes.shape[1]} bits, database codes {database_codes.shape[1]}"
+            f"query codes have {query_codes.shape[1]} bits, database codes have "
+            f"{database_codes.shape[1]}"
         )
     if query_labels.shape[1:] != database_labels.shape[1:]:
         raise ValueError(

@@ -6,16 +6,20 @@ from functools import partial
 import torch
 
 
-def build_optimizer(model, args):
+def build_optimizer(parts, args):
     """SGD with Nesterov momentum or AdamW; no weight decay on biases and batch normalisation.
 
+    parts: pairs (module, factor on the learning rate); parameters without a gradient are left out.
     args: has optimizer ("sgd" or "adamw"), lr, momentum, weight_decay.
     """
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1]},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": torch.cuda.is_available()}
+    groups = []
+    for module, factor in parts:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        groups.append({"params": decayed, "lr": factor * args.lr})
+        groups.append({"params": others, "lr": factor * args.lr, "weight_decay": 0.0})
+    fused = any(p.is_cuda for group in groups for p in group["params"])
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": fused}
     if args.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options)
     return torch.optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0, **options)

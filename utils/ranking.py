@@ -24,37 +24,37 @@ CELLS = 2**22  # bound on the elements of one temporary in `precision_over_found
 class Ties:
     """The ties of Q queries, from histograms `all` and `relevant`, both (Q, bins) int64.
 
-    `all_until`, `relevant_until` (Q, bins): items at distance <= d. For the (query, distance) pairs
-    that hold a relevant item, the only ones that add to average precision, flat float64 vectors
-    `n`, `r`, `before`, `found` with the pair's query in `query` (int64). `harmonic[i]` is the
-    harmonic number H(i), less a constant that cancels in differences; digamma, since a running
-    sum to a million items would lose digits; `log_factorial[i]` is log i!.
+    `all`, `relevant` and their running sums `all_until`, `relevant_until` (items at distance <= d)
+    are float64 (Q, bins). For the (query, distance) pairs that hold a relevant item, the only ones
+    that add to average precision, `n`, `r`, `before`, `found` are flat float64 vectors, and `query`
+    is the pair's query (int64). `harmonic[i]` is the harmonic number H(i), less a constant that
+    cancels in differences; digamma, since a running sum over a million items would lose digits.
+    `log_factorial[i]` is log i!.
     """
 
     def __init__(self, all, relevant):
-        self.all, self.relevant = all, relevant
-        self.all_until, self.relevant_until = all.cumsum(1), relevant.cumsum(1)
+        self.all, self.relevant = all.double(), relevant.double()
+        self.all_until, self.relevant_until = self.all.cumsum(1), self.relevant.cumsum(1)
         self.database = int(self.all_until[:, -1].max())
         ranks = torch.arange(1, self.database + 2, dtype=torch.float64, device=all.device)
         self.harmonic, self.log_factorial = torch.digamma(ranks), torch.lgamma(ranks)
         pairs = relevant.flatten().nonzero()[:, 0]
         self.query = pairs // all.shape[1]
-        self.n, self.r = all.flatten()[pairs].double(), relevant.flatten()[pairs].double()
-        self.before = self.all_until.flatten()[pairs].double() - self.n
-        self.found = self.relevant_until.flatten()[pairs].double() - self.r
+        self.n, self.r = self.all.flatten()[pairs], self.relevant.flatten()[pairs]
+        self.before = self.all_until.flatten()[pairs] - self.n
+        self.found = self.relevant_until.flatten()[pairs] - self.r
 
     def at(self, depth):
-        """The tie in which rank `depth` (Q, C) falls: n, r, before, found, m, each (Q, C) double.
+        """The tie in which rank `depth` (Q, C) falls: n, r, before, found, m, each (Q, C) float64.
 
         A depth beyond the database ends with it.
         """
-        depth = depth.clamp(max=self.database)
-        bins = self.all.shape[1]
-        tie = torch.searchsorted(self.all_until, depth.contiguous()).clamp(max=bins - 1)
+        depth = depth.double().clamp(max=self.database)
+        tie = torch.searchsorted(self.all_until, depth)
         n, r = self.all.gather(1, tie), self.relevant.gather(1, tie)
         before = self.all_until.gather(1, tie) - n
         found = self.relevant_until.gather(1, tie) - r
-        return [x.double() for x in (n, r, before, found, depth - before)]
+        return n, r, before, found, depth - before
 
 
 def sum_over_ranks(ties, constant, slope, start, length):
@@ -69,7 +69,7 @@ def sum_over_ranks(ties, constant, slope, start, length):
 def precision_sum(ties, depth, order="expected"):
     """Σ of precision at each relevant item within the first `depth` ranks -> (Q,) float64.
 
-    `depth`: (Q,) int64. Average precision is this sum divided by what its definition says.
+    `depth`: (Q,). Average precision is this sum divided by what its definition says.
     "expected": rank i of the tie is relevant with probability r/n, and then found + 1 +
     (i-1)(r-1)/(n-1) relevant items are expected up to it. In the extreme orders the j-th relevant
     item of the tie is at rank j, or at n - r + j.
@@ -110,7 +110,7 @@ def precision_over_found(ties, cut):
     A mean of ratios, not a ratio of means: the two extreme orders need not bound it.
     """
     n, r, before, found, m = (x[:, 0] for x in cut)
-    full = precision_sum(ties, before.long())
+    full = precision_sum(ties, before)
     least, most = (m - (n - r)).clamp(min=0), r.minimum(m)
     counts = (most - least).long() + 1  # values that h can take, for each query
     out = torch.zeros_like(full)

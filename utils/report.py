@@ -16,6 +16,9 @@ TITLES = {
     "r_precision": "R-precision",
     "precision_radius_2": "precision, radius 2",
 }
+LEGEND = """\
+expected: mean over all orders of the items at equal distance; optimistic, pessimistic: relevant
+items first, last among them; ambiguity: optimistic - pessimistic."""
 
 
 def format_report(results):
@@ -25,7 +28,9 @@ def format_report(results):
     last in each tie, and their difference, which is how far the order of ties alone can move it.
     """
     lines = [protocol(name, metrics) for name, metrics in results.items()]
-    lines += [f"Warning: {line}" for line in differences(results)]
+    different = [PROTOCOL[key] for key in COMPARED if len({m[key] for m in results.values()}) > 1]
+    if different:
+        lines.append(f"Warning: not comparable, different in {', '.join(different)}.")
     several = len(results) > 1
     header = ["metric"] + ["codes"] * several
     header += ["expected", "optimistic", "pessimistic", "ambiguity"]
@@ -37,9 +42,7 @@ def format_report(results):
             title = title_of(key) if index == 0 else ""
             rows.append([title] + [name] * several + figures(metrics, key))
     lines += ["", *align([header, *rows]), ""]
-    lines.append("expected: mean over all orders of items at equal distance; optimistic, pessimistic:")
-    lines.append("relevant items first, last among them; ambiguity: optimistic - pessimistic.")
-    return "\n".join(lines)
+    return "\n".join([*lines, LEGEND])
 
 
 def protocol(name, metrics):
@@ -47,17 +50,8 @@ def protocol(name, metrics):
     return f"{name}: " + ", ".join(f"{text} {metrics[key]}" for key, text in PROTOCOL.items())
 
 
-def differences(results):
-    """A line for each part of the protocol in which the results differ."""
-    return [
-        f"{PROTOCOL[key]} differ, so these figures do not compare."
-        for key in COMPARED
-        if len({metrics[key] for metrics in results.values()}) > 1
-    ]
-
-
 def ranked_keys(results):
-    """The keys that have an optimistic and a pessimistic value, in the order of the first result."""
+    """The keys that have an optimistic and a pessimistic value, in the order of the results."""
     keys = [key for metrics in results.values() for key in metrics]
     return list(dict.fromkeys(key for key in keys if f"{key}_optimistic" in keys))
 

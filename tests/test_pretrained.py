@@ -1,0 +1,340 @@
+"""Pretrained files of every family: features equal those of an independent forward pass."""
+
+import hashlib
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.video import r3d_18
+
+from datasets import prepare
+from models import BACKBONES, build_network
+from models.pretrained import FAMILIES, PretrainedError, load_pretrained
+
+SETTINGS = {"bits": 8, "width": 1.0, "shortcut": None, "dropout": 0.0}
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+C3D_SHAPES = {
+    "conv1": (64, 3), "conv2": (128, 64), "conv3a": (256, 128), "conv3b": (256, 256),
+    "conv4a": (512, 256), "conv4b": (512, 512), "conv5a": (512, 512), "conv5b": (512, 512),
+}  # fmt: skip
+
+
+# ==== files with the layout of each family, and what their own code computes from them ====
+
+
+def hara_state(depth, shortcut):
+    """Random weights under the keys of 3D-ResNets-PyTorch."""
+    state = {"conv1.weight": torch.randn(64, 3, 7, 7, 7) * 0.03}
+
+    def batch_norm(name, channels):
+        state[f"{name}.weight"] = torch.rand(channels) + 0.5
+        state[f"{name}.bias"] = torch.randn(channels) * 0.1
+        state[f"{name}.running_mean"] = torch.randn(channels) * 0.1
+        state[f"{name}.running_var"] = torch.rand(channels) + 0.5
+
+    batch_norm("bn1", 64)
+    before = 64
+    for stage, (channels, blocks) in enumerate(
+        zip((64, 128, 256, 512), DEPTHS[depth], strict=True), start=1
+    ):
+        for i in range(blocks):
+            name = f"layer{stage}.{i}"
+            scale = (27 * channels) ** -0.5
+            state[f"{name}.conv1.weight"] = torch.randn(channels, before, 3, 3, 3) * scale
+            batch_norm(f"{name}.bn1", channels)
+            state[f"{name}.conv2.weight"] = torch.randn(channels, channels, 3, 3, 3) * scale
+            batch_norm(f"{name}.bn2", channels)
+            if i == 0 and stage > 1 and shortcut == "B":
+                kernel = torch.randn(channels, before, 1, 1, 1) * before**-0.5
+                state[f"{name}.downsample.0.weight"] = kernel
+                batch_norm(f"{name}.downsample.1", channels)
+            before = channels
+    state["fc.weight"], state["fc.bias"] = torch.randn(400, 512), torch.randn(400)
+    return state
+
+
+def hara_features(state, x, depth):
+    """The forward pass of 3D-ResNets-PyTorch in functions: 7x7x7, max-pool, four stages, mean."""
+
+    def norm(name, x):
+        running = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        return functional.batch_norm(x, *running, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    x = functional.conv3d(x, state["conv1.weight"], stride=(1, 2, 2), padding=3)
+    x = functional.max_pool3d(functional.relu(norm("bn1", x)), 3, 2, 1)
+    for stage, blocks in enumerate(DEPTHS[depth], start=1):
+        for i in range(blocks):
+            name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+            y = functional.conv3d(x, state[f"{name}.conv1.weight"], stride=stride, padding=1)
+            y = functional.relu(norm(f"{name}.bn1", y))
+            y = norm(f"{name}.bn2", functional.conv3d(y, state[f"{name}.conv2.weight"], padding=1))
+            if f"{name}.downsample.0.weight" in state:
+                kernel = state[f"{name}.downsample.0.weight"]
+                x = norm(f"{name}.downsample.1", functional.conv3d(x, kernel, stride=stride))
+            elif stride == 2:  # shortcut A as its authors write it
+                x = functional.avg_pool3d(x, kernel_size=1, stride=2)
+                x = torch.cat([x, torch.zeros_like(x)], dim=1)
+            x = functional.relu(x + y)
+    return x.mean(dim=(2, 3, 4))
+
+
+def c3d_state():
+    """Random weights under the names of the C3D paper."""
+    state = {}
+    for name, (out, into) in C3D_SHAPES.items():
+        state[f"{name}.weight"] = torch.randn(out, into, 3, 3, 3) * (2 / (27 * into)) ** 0.5
+        state[f"{name}.bias"] = torch.randn(out) * 0.01
+    for name, into in (("fc6", 8192), ("fc7", 4096)):
+        state[f"{name}.weight"] = torch.randn(4096, into) * (2 / into) ** 0.5
+        state[f"{name}.bias"] = torch.randn(4096) * 0.01
+    return state
+
+
+def c3d_features(state, x):
+    """C3D in functions: eight convolutions, five max-pools, fc6 on 512x1x4x4 = 8192, fc7."""
+    pools = {"conv1": 1, "conv2": 2, "conv3b": 2, "conv4b": 2, "conv5b": 2}
+    for name in C3D_SHAPES:
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        x = functional.relu(functional.conv3d(x, weight, bias, padding=1))
+        if name in pools:
+            padding = (0, 1, 1) if name == "conv5b" else 0
+            x = functional.max_pool3d(x, (pools[name], 2, 2), (pools[name], 2, 2), padding)
+    x = functional.relu(functional.linear(x.reshape(len(x), 8192), *fc(state, "fc6")))
+    return functional.relu(functional.linear(x, *fc(state, "fc7")))
+
+
+def fc(state, name):
+    return state[f"{name}.weight"], state[f"{name}.bias"]
+
+
+def file_layout(family, state):
+    """`state` as a file of that family names and wraps it."""
+    if family == "Hara 2018":
+        counters = {
+            key.replace("running_var", "num_batches_tracked"): torch.tensor(1)
+            for key in state
+            if key.endswith("running_var")
+        }
+        return {"state_dict": {**state, **counters}, "epoch": 200, "arch": "resnet-18"}
+    if family == "Hara 2017":
+        return {"state_dict": {f"module.{key}": value for key, value in state.items()}}
+    if family == "C3D pickle":
+        return {**state, "fc8.weight": torch.randn(487, 4096), "fc8.bias": torch.randn(487)}
+    if family == "C3D sequential":
+        names = dict(zip(C3D_SHAPES, (0, 3, 6, 8, 11, 13, 16, 18), strict=True))
+        names = {name: f"features.{index}" for name, index in names.items()}
+        names |= {"fc6": "classifier.0", "fc7": "classifier.3"}
+        return {f"{names[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in state.items()}
+    names = {"conv1": "conv1a.conv", "conv2": "conv2a.conv", "fc6": "fc6", "fc7": "fc7"}
+    names |= {n: f"{n}.conv" for n in C3D_SHAPES if n not in names}
+    flat = {f"backbone.{names[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in state.items()}
+    return {"state_dict": {**flat, "cls_head.fc_cls.weight": torch.randn(101, 4096)}}
+
+
+CASES = [
+    ("Hara 2018", "resnet18", "B"),
+    ("Hara 2018", "resnet34", "B"),
+    ("Hara 2017", "resnet18", "A"),
+    ("Hara 2017", "resnet34", "A"),
+    ("C3D pickle", "c3d", None),
+    ("C3D sequential", "c3d", None),
+    ("C3D mmaction2", "c3d", None),
+]
+# (mean, std or None, channels, range) as the issue trackers and code of each family give them
+PUBLISHED = {
+    "Hara 2018": ([0.4345, 0.4051, 0.3775], [0.2768, 0.2713, 0.2737], "RGB", 1),
+    "Hara 2017": ([114.7748, 107.7354, 99.4750], None, "RGB", 255),
+    "C3D pickle": ([90.25, 97.66, 101.41], None, "BGR", 255),
+    "C3D sequential": ([90, 98, 102], None, "BGR", 255),
+    "C3D mmaction2": ([104, 117, 128], None, "RGB", 255),
+}
+
+
+def published_input(family, clips):
+    """Clips (B, T, H, W, 3) uint8 RGB as the family's own code would feed them."""
+    mean, std, channels, white = PUBLISHED[family]
+    x = clips.double() * white / 255
+    if channels == "BGR":
+        x = x[..., [2, 1, 0]]
+    x = (x - torch.tensor(mean, dtype=torch.double)) / torch.tensor(std or [1.0] * 3)
+    return x.permute(0, 4, 1, 2, 3).float()
+
+
+@pytest.mark.parametrize(("family", "backbone", "shortcut"), CASES)
+def test_features_from_pixels_equal_an_independent_forward_pass(
+    family, backbone, shortcut, tmp_path
+):
+    torch.manual_seed(0)
+    is_c3d = backbone == "c3d"
+    depth = None if is_c3d else int(backbone[-2:])
+    state = c3d_state() if is_c3d else hara_state(depth, shortcut)
+    path = tmp_path / "weights.pth"
+    torch.save(file_layout(family, state), path)
+
+    weights = load_pretrained(path)
+    assert (weights.family, weights.backbone, weights.shortcut) == (family, backbone, shortcut)
+    settings = {**SETTINGS, "backbone": backbone}
+    model, used, normalisation, source = build_network(settings, path)
+    assert used["shortcut"] == (shortcut or "B")
+    assert source == {
+        "family": family,
+        "file": "weights.pth",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+    side = 112 if is_c3d else 48
+    clips = torch.randint(0, 256, (1, 16, side, side, 3), dtype=torch.uint8)
+    preprocessing = {"size": side, "crop": 1.0, **normalisation}
+    with torch.no_grad():
+        ours = model.eval().backbone(prepare(clips, preprocessing))
+        x = published_input(family, clips)
+        theirs = c3d_features(state, x) if is_c3d else hara_features(state, x, depth)
+    assert theirs.std() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+
+
+def test_torchvisions_own_network_gives_the_same_features(tmp_path):
+    torch.manual_seed(0)
+    theirs = r3d_18().eval()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "r3d_18.pth")
+    settings = {**SETTINGS, "backbone": "r3d18"}
+    model, _, normalisation, source = build_network(settings, tmp_path / "r3d_18.pth")
+    assert source["family"] == "torchvision R3D"
+    assert normalisation == {
+        "mean": [0.43216, 0.394666, 0.37645], "std": [0.22803, 0.22145, 0.216989],
+        "channels": "RGB", "range": 1.0,
+    }  # fmt: skip
+    theirs.fc = torch.nn.Identity()
+    x = torch.randn(2, 3, 8, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().backbone(x), theirs(x), rtol=0, atol=1e-5)
+
+
+# ==== refusals ====
+
+
+@pytest.fixture(scope="module")
+def hara_files(tmp_path_factory):
+    """A right file of either release, and their state."""
+    root = tmp_path_factory.mktemp("hara")
+    states = {"Hara 2018": hara_state(18, "B"), "Hara 2017": hara_state(18, "A")}
+    for family, state in states.items():
+        torch.save(file_layout(family, state), root / f"{family}.pth")
+    return root, states
+
+
+def refusal(path, **settings):
+    with pytest.raises(ValueError) as error:
+        build_network({**SETTINGS, "backbone": "resnet18", **settings}, path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_flags_that_contradict_the_file_are_refused_with_the_right_flag(hara_files):
+    root, _ = hara_files
+    path = root / "Hara 2017.pth"
+    assert "needs --backbone resnet18, not resnet34" in refusal(path, backbone="resnet34")
+    assert "needs --backbone resnet18, not c3d" in refusal(path, backbone="c3d")
+    assert "needs --shortcut A, not B" in refusal(path, shortcut="B")
+    assert "needs --width 1.0, not 0.5" in refusal(path, width=0.5)
+    assert "needs --shortcut B, not A" in refusal(root / "Hara 2018.pth", shortcut="A")
+
+
+def changed(states, family, change):
+    layout = file_layout(family, states[family])
+    change(layout["state_dict"])
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("Hara 2018", lambda s: s.pop("layer3.1.bn2.bias"), "1 keys are missing: layer3.1.bn2"),
+        ("Hara 2017", lambda s: s.pop("module.conv1.weight"), "1 keys are missing: conv1.weight"),
+        ("Hara 2018", lambda s: s.update({"extra.w": torch.ones(1)}), "does not: extra.w"),
+        ("Hara 2018", lambda s: s.update({"conv1.weight": torch.ones(64, 3, 3, 7, 7)}),
+         "of another shape: conv1.weight"),
+        ("Hara 2018", lambda s: s.update({"layer1.0.conv3.weight": torch.ones(1)}), "bottlenecks"),
+        ("Hara 2018", lambda s: s.update({"layer1.2.conv1.weight": torch.ones(1)}), "blocks"),
+        ("Hara 2017", lambda s: s.update({"module.bn1.num_batches_tracked": torch.tensor(1)}),
+         "of no family"),
+    ],
+)  # fmt: skip
+def test_missing_left_over_and_foreign_keys_are_refused(
+    hara_files, tmp_path, family, change, message
+):
+    torch.save(changed(hara_files[1], family, change), tmp_path / "w.pth")
+    assert message in refusal(tmp_path / "w.pth")
+
+
+def test_each_layout_with_a_key_of_another_is_refused(tmp_path):
+    """A file that is of one family but for one key is of none, or lacks that key."""
+    r3d = {key: value for key, value in r3d_18().state_dict().items() if key != "stem.0.weight"}
+    torch.save(r3d, tmp_path / "r3d.pth")
+    refusal(tmp_path / "r3d.pth", backbone="r3d18")
+    small = {name: torch.ones(1) for name in ("conv1.weight", "fc6.weight", "features.0.weight")}
+    torch.save(small, tmp_path / "c3d.pth")
+    assert "of no family" in refusal(tmp_path / "c3d.pth", backbone="c3d")
+    torch.save({"conv1a.conv.weight": torch.ones(64, 3, 3, 3, 3)}, tmp_path / "mm.pth")
+    assert "missing: conv1.bias" in refusal(tmp_path / "mm.pth", backbone="c3d")
+
+
+class RunsCode:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    torch.save({"state_dict": RunsCode()}, tmp_path / "code.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    torch.save({"a": 1}, tmp_path / "numbers.pth")
+    assert "could run code" in refusal(tmp_path / "code.pth")
+    assert "code ran" not in capsys.readouterr().out
+    assert "text.pth" in refusal(tmp_path / "text.pth")
+    assert "no state_dict" in refusal(tmp_path / "empty.pth")
+    assert "more than a state_dict" in refusal(tmp_path / "numbers.pth")
+    assert "no such file, nor one of the names r3d18_kinetics400" in refusal("resnet18_kinetics")
+    assert issubclass(PretrainedError, ValueError) and len(FAMILIES) == 6
+
+
+def test_the_name_is_a_url_of_torchvision_with_a_hash(tmp_path, monkeypatch):
+    """Nothing is downloaded: a file of that name in torch.hub's cache is what would be."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(r3d_18().state_dict(), tmp_path / "checkpoints" / "r3d_18-b3b3357e.pth")
+    weights = load_pretrained("r3d18_kinetics400")
+    assert (weights.backbone, weights.file) == ("r3d18", "r3d_18-b3b3357e.pth")
+
+
+# ==== fine-tuning and cost ====
+
+
+def test_frozen_layers_get_no_gradient_and_keep_their_statistics():
+    settings = {**SETTINGS, "backbone": "resnet18", "width": 0.125}
+    model, *_ = build_network(settings)
+    model.freeze("layer2", batch_norm=True)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()(torch.randn(4, 3, 8, 24, 24)).sum().backward()
+    with_gradient = {n.split(".")[1] for n, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"layer3", "layer4", "weight", "bias"}
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    with pytest.raises(ValueError, match="conv1, bn1, maxpool, layer1"):
+        model.freeze("layer9")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "billions"),
+    [("resnet18", 8.31), ("resnet34", 12.70), ("r3d18", 40.70), ("r3d34", 75.38), ("c3d", 38.55)],
+)
+def test_multiply_accumulates_of_a_clip_of_16x112x112(backbone, billions):
+    with torch.device("meta"):
+        model, clip = BACKBONES[backbone](), torch.empty(1, 3, 16, 112, 112)
+    with FlopCounterMode(display=False) as counter:
+        model(clip)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(billions, abs=0.01)
