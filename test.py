@@ -49,7 +49,7 @@ def build_parser():
     add("--bits", type=positive_int, help="code length of packed --codes")
     add("--output", help="folder for the results; test/ beside a single checkpoint, else results/")
     add("--top-r", type=positive_int, default=100, help="cutoff R of the metrics at R")
-    add("--cutoffs", type=positive_int, nargs="+", default=[1, 5, 10, 20, 50, 100],
+    add("--cutoffs", type=positive_int, nargs="+", default=[1, 10, 100],
         help="N of precision@N and recall@N")
     add("--untrained", action="store_true",
         help="also evaluate the network of each checkpoint with random weights of its seed")

@@ -200,6 +200,12 @@ def settings_of(args):
     return settings
 
 
+def config_of(args):
+    """The flags as a config that repeats the run: without those that name no value."""
+    unsaid = ("config", "restart")
+    return {k: v for k, v in settings_of(args).items() if v is not None and k not in unsaid}
+
+
 def build_loaders(args, device):
     """(training, database, validation) DataLoaders and the class names.
 
@@ -256,6 +262,8 @@ def main(args):
     torch.manual_seed(args.seed)
     network = {key: getattr(args, key) for key in NETWORK_SETTINGS}
     model, network, normalisation, source = build_network(network, args.pretrained)
+    if source:
+        print(f"backbone from {source['file']} ({source['family']})")
     model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
     preprocessing, to_train_input, to_test_input = build_transforms(args, normalisation)
 
@@ -278,8 +286,7 @@ def main(args):
         first_epoch, best_map = earlier["epoch"] + 1, earlier["best_map"]
         print(f"resuming {run} after epoch {first_epoch} of {args.epochs}")
     log = RunLog(run, first_epoch)
-    given = {k: v for k, v in settings_of(args).items() if v is not None and k != "config"}
-    write_text(run / "config.yaml", yaml.safe_dump(given, sort_keys=False))
+    write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{args.backbone}, {args.bits} bits, {parameters / 1e6:.1f} M parameters on {device}; "

@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+import train
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
+from utils.config import parse_args
 
 TINY = [
     "--clip-frames", 4, "--size", 16, "--width", 0.0625, "--bits", 12, "--epochs", 3,
@@ -62,6 +64,8 @@ def test_training_writes_its_run_folder(trained):
     records = [json.loads(line) for line in lines]
     assert [record["epoch"] for record in records] == [0, 1, 2]
     assert ["val/map" in record for record in records] == [False, True, True]
+    repeated = parse_args(train.build_parser(), ["--config", str(trained / "config.yaml")])
+    assert (repeated.bits, repeated.size, repeated.flip) == (12, 16, True)
     best = torch.load(trained / "best.pt", weights_only=True)
     assert best["best_map"] == max(r["val/map"] for r in records if "val/map" in r)
     assert best["classes"] == list(ACTIONS)[:3]
@@ -84,6 +88,42 @@ def test_testing_writes_metrics_codes_and_a_picture(trained, run_script):
     first = codes["query_codes"].copy()
     run_script("test.py", "--checkpoint", trained / "best.pt", "--pictures", 0)
     assert np.array_equal(np.load(output / "codes.npz")["query_codes"], first)
+
+
+def test_codes_from_elsewhere_are_compared_with_a_checkpoint(trained, tmp_path, run_script):
+    run_script("test.py", "--checkpoint", trained / "best.pt", "--output", tmp_path / "own")
+    result = run_script("test.py", "--checkpoint", trained / "best.pt", "--codes",
+                        tmp_path / "own" / "codes.npz", "--top-r", 7, "--cutoffs", 1, 3,
+                        "--output", tmp_path / "both")  # fmt: skip
+    assert "R 7" in result.stdout and "precision@3" in result.stdout
+    files = {str(f.relative_to(tmp_path / "both")) for f in tmp_path.glob("both/**/*.*")}
+    assert files == {
+        "precision_recall.png", "precision_at.png", "own_codes/metrics.json",
+        "run_best/metrics.json", "run_best/codes.npz", "run_best/retrieval.png",
+    }  # fmt: skip
+    first, second = (
+        json.loads((tmp_path / "both" / name / "metrics.json").read_text())
+        for name in ("own_codes", "run_best")
+    )
+    assert set(first.pop("map_per_class")) == {"0", "1", "2"}
+    assert set(second.pop("map_per_class")) == set(ACTIONS) & set(list(ACTIONS)[:3])
+    assert first == second  # the saved codes give what the network gives
+
+
+def test_training_goes_on_from_the_backbone_of_an_earlier_run(demo, trained, tmp_path, run_script):
+    command = train_command(demo, tmp_path / "run", "--pretrained", trained / "best.pt", "--epochs",
+                            1, "--warmup-epochs", 0, "--lr", 1e-9, "--freeze-until", "layer4",
+                            "--bits", 5, "--backbone-lr-factor", 0.1)  # fmt: skip
+    assert "checkpoint of train.py" in run_script(*command).stdout
+    tuned = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    before = weights(trained / "best.pt")
+    backbone = [name for name in before if name.startswith("backbone.")]
+    assert len(backbone) > 50
+    assert all(torch.equal(before[name], tuned["model"][name]) for name in backbone)
+    assert tuned["model"]["hash.weight"].shape[0] == 5
+    assert tuned["pretrained"]["file"] == "best.pt" and len(tuned["pretrained"]["sha256"]) == 64
+    refused = run_script(*command, "--backbone", "resnet34", "--restart", status=1)
+    assert "needs --backbone resnet18, not resnet34" in refused.stderr
 
 
 def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(demo, trained, run_script):
