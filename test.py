@@ -27,6 +27,7 @@ from datasets import (
     read_split,
 )
 from models import build_model
+from utils import dist
 from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.codes import binarize, load_codes, save_codes
 from utils.config import HelpFormatter, positive_int, whole_number
@@ -85,11 +86,14 @@ def load_sets(args, checkpoint):
 def encode_sets(model, sets, checkpoint, args):
     """Approximate codes of the queries and of the database: two (_, K) float32 tensors."""
     transform = partial(prepare, preprocessing=checkpoint["preprocessing"])
-    options = {"batch_size": args.batch_size, "num_workers": args.workers}
-    return [
-        encode(model.to(args.device), DataLoader(part, **options), transform, args.device, name)
-        for part, name in zip(sets, ("queries", "database"), strict=True)
-    ]
+    model.to(args.device)
+    codes = []
+    for part, name in zip(sets, ("queries", "database"), strict=True):
+        share = range(dist.rank(), len(part), dist.ranks())
+        loader = DataLoader(part, args.batch_size, sampler=share, num_workers=args.workers)
+        rows = encode(model, loader, transform, args.device, name)
+        codes.append(dist.gather_shares(rows, len(part)))
+    return codes
 
 
 def middle_frame(data, index):
@@ -137,6 +141,8 @@ def test_checkpoint(path, output, args):
         per_class = metrics["map_per_class"]
         metrics["map_per_class"] = {checkpoint["classes"][int(c)]: per_class[c] for c in per_class}
         results.append((what, metrics))
+    if not dist.is_main():
+        return results
     save_codes(
         output / "codes.npz",
         query_codes=codes[0],
@@ -182,7 +188,10 @@ def main(args):
             *others, (_, metrics) = test_checkpoint(path, own, args)
             reports |= {f"{name} {what}": other for what, other in others}
             reports[name] = metrics
-        write_text(own / "metrics.json", json.dumps(reports[name], indent=2) + "\n")
+        if dist.is_main():
+            write_text(own / "metrics.json", json.dumps(reports[name], indent=2) + "\n")
+    if not dist.is_main():
+        return
 
     # ==== report ====
     print(format_report(reports))
@@ -198,8 +207,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if not args.checkpoint + args.codes:
         parser.error("give --checkpoint or --codes")
-    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    args.device = dist.start(args.device)
     try:
         main(args)
     except (SplitError, CheckpointError, ValueError, OSError) as error:
         sys.exit(f"test.py: {error}")
+    finally:
+        dist.stop()

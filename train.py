@@ -18,20 +18,23 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets import (
+    PLACES,
+    CachedClips,
     FrameFolders,
-    PKBatchSampler,
     SplitError,
     augment,
+    build_cache,
+    build_loaders,
     prepare,
     read_classes,
     read_split,
 )
 from losses import DISTANCES, MINING
 from models import BACKBONES, build_network
+from utils import dist
 from utils.checkpoint import CheckpointError, Training, save_checkpoint
 from utils.codes import binarize
 from utils.config import (
@@ -44,15 +47,32 @@ from utils.config import (
     whole_number,
 )
 from utils.files import write_text
-from utils.log import RunLog
+from utils.interrupt import CheckpointTimer
+from utils.log import RunLog, describe_environment
 from utils.metrics import evaluate
-from utils.optimisation import build_optimizer, build_scheduler, mixed_precision
+from utils.optimisation import (
+    build_optimizer,
+    build_scheduler,
+    make_deterministic,
+    mixed_precision,
+)
 from utils.retrieval import encode
 
 # These may differ when a run is resumed: they do not change what is learnt.
-FREE_SETTINGS = {"config", "restart", "workers", "device", "frames", "splits", "output"}
+FREE_SETTINGS = {
+    *("config", "restart", "workers", "device", "frames", "splits", "output", "cache_folder"),
+    *("save_minutes", "save_steps", "eval_every"),
+}
 NETWORK_SETTINGS = ("backbone", "bits", "width", "shortcut", "dropout")
 CHECK_EVERY = 20  # steps between looks at the loss, since each look waits for the GPU
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class Stopped(Exception):
+    """A signal asked to leave, and a checkpoint has been written."""
 
 
 # fmt: off
@@ -68,8 +88,20 @@ def build_parser():
     add("--seed", type=whole_number, default=0, help="of weights, batches and augmentation")
     add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
     add("--workers", type=whole_number, default=min(8, os.cpu_count()),
-        help="processes that read frames")
+        help="processes that read frames, for each process that trains")
+    add("--cache", choices=PLACES, default="none",
+        help="decode all clips once and keep them: in a file, in memory, or on the GPU")
+    add("--cache-frames", type=positive_int, default=32, help="frames kept of each video")
+    add("--cache-folder", help="folder of cache files; .cache in --frames when not given")
     add("--amp", action=switch, default=True, help="mixed precision on GPUs; CPUs use float32")
+    add("--compile", action=switch, default=False, help="torch.compile; slow start, faster steps")
+    add("--sync-batch-norm", action=switch, default=False,
+        help="batch normalisation over the GPUs of a torchrun, for few clips on each")
+    add("--deterministic", action=switch, default=False,
+        help="repeat runs bit for bit where PyTorch can; the README tells where it cannot on GPUs")
+    add("--save-minutes", type=non_negative_float, default=10,
+        help="checkpoint within epochs this often, besides after each; 0 for never")
+    add("--save-steps", type=whole_number, default=0, help="likewise, in steps")
 
     add = parser.add_argument_group("clip and augmentation").add_argument
     add("--clip-frames", type=positive_int, default=16, help="frames a clip; 16 or 32 are usual")
@@ -133,63 +165,72 @@ def build_parser():
 # fmt: on
 
 
-def train_one_epoch(training, loader, to_input, criterion, args, epoch):
-    """One pass over the batches. Returns a dict of means for the log.
+def train_one_epoch(training, network, loader, to_input, criterion, args, after_step):
+    """The batches of the epoch that are left. Returns a dict of means over all of them.
 
-    Every random number is a function of (seed, step), so that a resumed run repeats a whole one.
+    Every random number is a function of (seed, step, rank), so that a resumed run repeats a whole
+    one. network: training.model, or what wraps it. after_step: called with the number of steps.
     """
-    model, optimizer, scaler = training.model.train(), training.optimizer, training.scaler
-    device = next(model.parameters()).device
+    device = next(network.parameters()).device
     precision = mixed_precision(device, args.amp)
     generator = torch.Generator(device)
-    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, active, valid, |u|
-    started = time.perf_counter()
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.epochs}", unit="batch", leave=False)
-    for i, (clips, labels) in enumerate(bar, start=1):  # (B, T, H, W, 3) uint8, (B,)
-        step = epoch * len(loader) + i - 1
-        torch.manual_seed(args.seed * 1_000_003 + step)  # for dropout
-        generator.manual_seed(args.seed * 1_000_003 + step)  # for augmentation
+    batches = len(loader)
+    totals = torch.tensor(training.totals or [0.0] * 4, dtype=torch.float64, device=device)
+    bar = tqdm(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, leave=False,
+               initial=training.batch, unit="batch", disable=not dist.is_main())  # fmt: skip
+    network.train()
+    started, seen = time.perf_counter(), 0
+    for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
+        step = training.epoch * batches + training.batch
+        seed = (args.seed * 1_000_003 + step) * dist.ranks() + dist.rank()
+        torch.manual_seed(seed)  # for dropout
+        generator.manual_seed(seed)  # for augmentation
         clips = to_input(clips.to(device, non_blocking=True), generator=generator)
         with torch.autocast(device.type, precision, enabled=precision is not None):
-            codes = model(clips)  # (B, K) in (-1, 1)
-        loss, stats = criterion(codes, labels.to(device, non_blocking=True))
+            codes = network(clips)  # (B, K) in (-1, 1)
+        codes, labels = dist.gather_batch(codes.float(), labels.to(device, non_blocking=True))
+        loss, stats = criterion(codes, labels)
 
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
+        training.optimizer.zero_grad(set_to_none=True)
+        training.scaler.scale(loss * dist.ranks()).backward()
+        training.scaler.unscale_(training.optimizer)
         if args.clip_gradient:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_gradient)
-        scaler.step(optimizer)
-        scaler.update()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip_gradient)
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
         training.scheduler.step()
 
         magnitude = codes.detach().abs().mean()
         totals += torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude])
-        if i % CHECK_EVERY == 0 or i == len(loader):
-            mean_loss = totals[0].item() / i
+        training.batch += 1
+        seen += len(labels)
+        if training.batch % CHECK_EVERY == 0 or training.batch == batches:
+            mean_loss = totals[0].item() / training.batch
             if not math.isfinite(mean_loss):
-                sys.exit(
-                    f"train.py: the loss became {mean_loss} by step {step}; last.pt is from before "
-                    "that. Lower --lr or --clip-gradient, or look for damaged clips, and --restart"
+                raise TrainingError(
+                    f"the loss became {mean_loss} by step {step}; last.pt is from before that. "
+                    "Lower --lr or --clip-gradient, or look for damaged clips, and --restart"
                 )
             bar.set_postfix(loss=f"{mean_loss:.3f}")
+        after_step(step + 1, totals)
     loss, active, valid, magnitude = totals.tolist()
-    seconds = time.perf_counter() - started
     return {
-        "train/loss": loss / len(loader),
+        "train/loss": loss / batches,
         "train/active_share": active / max(valid, 1),
-        "train/code_magnitude": magnitude / len(loader),
-        "train/clips_per_second": len(loader) * len(labels) / seconds,
+        "train/code_magnitude": magnitude / batches,
+        "train/clips_per_second": seen / (time.perf_counter() - started),
         "train/learning_rate": training.scheduler.get_last_lr()[0],
     }
 
 
-def validate(model, val_loader, train_loader, transform, device):
-    """Metrics of `evaluate` for the validation clips searched in the training clips."""
-    queries = binarize(encode(model, val_loader, transform, device, "validation queries"))
-    database = binarize(encode(model, train_loader, transform, device, "validation database"))
-    labels = [torch.tensor(loader.dataset.labels) for loader in (val_loader, train_loader)]
-    return evaluate(queries, labels[0], database, labels[1])
+def validate(model, loaders, to_input, device):
+    """Metrics of `evaluate` for validation clips searched in training clips: two loaders."""
+    codes, labels = [], []
+    for loader in loaders:
+        rows = encode(model, loader, to_input, device, "validating")
+        codes.append(binarize(dist.gather_shares(rows, len(loader.dataset))))
+        labels.append(torch.tensor(loader.dataset.labels))
+    return evaluate(codes[0], labels[0], codes[1], labels[1])
 
 
 def settings_of(args):
@@ -206,33 +247,23 @@ def config_of(args):
     return {k: v for k, v in settings_of(args).items() if v is not None and k not in unsaid}
 
 
-def build_loaders(args, device):
-    """(training, database, validation) DataLoaders and the class names.
-
-    The first gives augmented P x K batches; the others every training and validation clip once,
-    with evenly spaced frames.
-    """
+def open_sets(args, device):
+    """The training and the validation set, from frame folders or the cache, and the classes."""
     splits = Path(args.splits)
     classes = read_classes(splits)
-    train_set, val_set = (
-        FrameFolders(
-            *read_split(splits / f"{part}.txt", len(classes)), args.frames, args.clip_frames
-        )
-        for part in ("train", "val")
-    )
-    sampler = PKBatchSampler(
-        train_set.labels, args.classes_per_batch, args.clips_per_class, args.seed
-    )
-    batch_size = args.classes_per_batch * args.clips_per_class
-    options = {"num_workers": args.workers, "pin_memory": device.type == "cuda"}
-    return (
-        DataLoader(
-            train_set, batch_sampler=sampler, persistent_workers=args.workers > 0, **options
-        ),
-        DataLoader(train_set, batch_size, **options),
-        DataLoader(val_set, batch_size, **options),
-        classes,
-    )
+    sets = []
+    for part in ("train", "val"):
+        names, labels = read_split(splits / f"{part}.txt", len(classes))
+        data = FrameFolders(names, labels, args.frames, args.clip_frames)
+        if names and args.cache != "none":
+            folder = args.cache_folder or Path(args.frames) / ".cache"
+            with dist.main_first():
+                path = build_cache(data, args.cache_frames, folder, args.workers)
+            data = CachedClips(data, path, args.cache, device)
+        sets.append(data)
+    if not len(sets[0]):
+        raise SplitError(f"{splits}/train.txt: names no videos")
+    return *sets, classes
 
 
 def build_transforms(args, normalisation):
@@ -255,17 +286,24 @@ def build_transforms(args, normalisation):
 
 def main(args):
     # ==== data ====
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    train_loader, database_loader, val_loader, classes = build_loaders(args, device)
+    device = dist.start(args.device)
+    train_set, val_set, classes = open_sets(args, device)
+    train_loader, *eval_loaders = build_loaders(train_set, val_set, args, dist.rank(), dist.ranks())
 
     # ==== network ====
     torch.manual_seed(args.seed)
-    network = {key: getattr(args, key) for key in NETWORK_SETTINGS}
-    model, network, normalisation, source = build_network(network, args.pretrained)
-    if source:
-        print(f"backbone from {source['file']} ({source['family']})")
+    settings = {key: getattr(args, key) for key in NETWORK_SETTINGS}
+    model, settings, normalisation, source = build_network(settings, args.pretrained)
+    if args.sync_batch_norm:
+        if device.type != "cuda":
+            raise ValueError("--sync-batch-norm: PyTorch has it for GPUs only")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
+    if device.type == "cuda":  # what cuDNN's half-precision 3D convolutions want
+        model = model.to(memory_format=torch.channels_last_3d)
     preprocessing, to_train_input, to_test_input = build_transforms(args, normalisation)
+    network = dist.data_parallel(model)
+    network = torch.compile(network) if args.compile else network
 
     # ==== loss and optimiser ====
     criterion = partial(
@@ -280,50 +318,72 @@ def main(args):
 
     # ==== run folder ====
     run = Path(args.output)
-    first_epoch, best_map = 0, -1.0
     if (run / "last.pt").exists() and not args.restart:
-        earlier = training.resume(run / "last.pt", settings_of(args), FREE_SETTINGS)
-        first_epoch, best_map = earlier["epoch"] + 1, earlier["best_map"]
-        print(f"resuming {run} after epoch {first_epoch} of {args.epochs}")
-    log = RunLog(run, first_epoch)
-    write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
+        training.resume(run / "last.pt", settings_of(args), FREE_SETTINGS)
+        tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
+    log = RunLog(run, training.epoch) if dist.is_main() else None
+    if dist.is_main():
+        write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
+        write_text(run / "environment.json", describe_environment(device))
+    if source:
+        tell(f"backbone from {source['file']} ({source['family']})")
     parameters = sum(p.numel() for p in model.parameters())
-    print(
+    tell(
         f"{args.backbone}, {args.bits} bits, {parameters / 1e6:.1f} M parameters on {device}; "
-        f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation clips of "
-        f"{len(classes)} classes"
+        f"{len(train_set)} training and {len(val_set)} validation clips of {len(classes)} classes"
     )
+    timer = CheckpointTimer(args.save_minutes, args.save_steps, device)
 
-    # ==== loop ====
-    for epoch in range(first_epoch, args.epochs):
-        train_loader.batch_sampler.set_epoch(epoch)
-        record = {"epoch": epoch}
-        record |= train_one_epoch(training, train_loader, to_train_input, criterion, args, epoch)
-        last = epoch + 1 == args.epochs
-        is_best = last and not len(val_loader)
-        if len(val_loader) and (last or (epoch + 1) % args.eval_every == 0):
-            metrics = validate(model, val_loader, database_loader, to_test_input, device)
-            log.plot({"validation": metrics}, epoch)
-            record["val/map"] = metrics["map"]
-            is_best = record["val/map"] >= best_map  # of equal ones the one trained longest
-            best_map = max(best_map, record["val/map"])
-        log.write(record)
-        tqdm.write(describe(record, args))
-        checkpoint = {
-            "network": network,
+    def save(name, **more):
+        content = {
+            "network": settings,
             "preprocessing": preprocessing,
             "pretrained": source,
             "classes": classes,
             "settings": settings_of(args),
-            "epoch": epoch,
-            "best_map": best_map,
+            "epoch": training.epoch,
             "model": model.state_dict(),
         }
+        if dist.is_main():
+            save_checkpoint(run / name, {**content, **more})
+
+    def after_step(step, totals):
+        if timer.is_due(step):
+            training.totals = tuple(totals.tolist())
+            save("last.pt", training=training.state())
+            if timer.must_stop():
+                raise Stopped(f"stopped after step {step}; the same command goes on from there")
+
+    # ==== loop ====
+    while training.epoch < args.epochs:
+        train_loader.batch_sampler.set_position(training.epoch, training.batch)
+        record = {"epoch": training.epoch}
+        record |= train_one_epoch(
+            training, network, train_loader, to_train_input, criterion, args, after_step
+        )
+        training.epoch, training.batch, training.totals = training.epoch + 1, 0, ()
+        is_last = training.epoch == args.epochs
+        is_best = is_last and not len(val_set)
+        if len(val_set) and (is_last or training.epoch % args.eval_every == 0):
+            metrics = validate(model, eval_loaders, to_test_input, device)
+            record["val/map"] = metrics["map"]
+            is_best = metrics["map"] >= training.best_map  # of equal ones the one trained longest
+            training.best_map = max(training.best_map, metrics["map"])
+            if log:
+                log.plot({"validation": metrics}, record["epoch"])
+        if log:
+            log.write(record)
+        tell(describe(record, args))
         if is_best:  # first, so that a kill between the two repeats this epoch and loses neither
-            save_checkpoint(run / "best.pt", checkpoint)
-        save_checkpoint(run / "last.pt", {**checkpoint, "training": training.state()})
-    log.close()
-    print(f"{run / 'best.pt'} and {run / 'last.pt'}: test them with test.py --checkpoint")
+            save("best.pt", val_map=training.best_map)
+        save("last.pt", training=training.state())
+    tell(f"{run / 'best.pt'} and {run / 'last.pt'}: test them with test.py --checkpoint")
+
+
+def tell(line):
+    """Print from one process, above the progress bar."""
+    if dist.is_main():
+        tqdm.write(line)
 
 
 def describe(record, args):
@@ -342,9 +402,13 @@ if __name__ == "__main__":
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in its own units")
     args.margin = args.margin or args.bits / 4
+    if args.deterministic:
+        make_deterministic()
+    else:
+        torch.backends.cudnn.benchmark = True
     try:
         main(args)
-    except (SplitError, CheckpointError, ValueError) as error:
+    except (SplitError, CheckpointError, TrainingError, Stopped, ValueError) as error:
         sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ntrain.py: stopped; the same command resumes after the last whole epoch")
+    finally:
+        dist.stop()

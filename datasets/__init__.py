@@ -1,5 +1,6 @@
 """Clips from frame folders, batches for triplets, and transforms on the device."""
 
+from datasets.cache import PLACES, CachedClips, build_cache
 from datasets.frames import (
     FrameFolders,
     SplitError,
@@ -8,10 +9,15 @@ from datasets.frames import (
     read_frame,
     read_split,
 )
+from datasets.loaders import build_loaders
 from datasets.samplers import PKBatchSampler
 from datasets.transforms import augment, prepare
 
 __all__ = [
+    "PLACES",
+    "CachedClips",
+    "build_cache",
+    "build_loaders",
     "FrameFolders",
     "PKBatchSampler",
     "SplitError",

@@ -1,6 +1,7 @@
 """A data set of clips over a split list and the frame folders it names."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -75,6 +76,18 @@ def jittered_frames(available, wanted, rng):
     return ((np.arange(wanted) + rng.random()) * available / wanted).astype(int)
 
 
+def clip_request(item, wanted):
+    """What a sampler asks for: an index, or (index, seed) for temporal jitter.
+
+    Returns (index, choose): `choose` turns a number of frames into the positions of `wanted`.
+    """
+    if not isinstance(item, tuple):
+        return item, partial(even_frames, wanted=wanted)
+    index, seed = item
+    rng = np.random.default_rng(seed)
+    return index, partial(jittered_frames, wanted=wanted, rng=rng)
+
+
 def read_frame(path):
     """One JPEG as (H, W, 3) uint8 RGB. SplitError when it cannot be decoded."""
     encoded = np.fromfile(path, dtype=np.uint8)
@@ -110,14 +123,14 @@ class FrameFolders(Dataset):
         return len(self.names)
 
     def __getitem__(self, item):
-        index, seed = item if isinstance(item, tuple) else (item, None)
+        index, choose = clip_request(item, self.clip_frames)
+        return torch.from_numpy(self.read(index, choose)), self.labels[index]
+
+    def read(self, index, choose):
+        """Frames of a video as (T, H, W, 3) uint8; `choose` turns their number into positions."""
         paths = list_frames(self.root / self.names[index])
-        if seed is None:
-            positions = even_frames(len(paths), self.clip_frames)
-        else:
-            rng = np.random.default_rng(seed)
-            positions = jittered_frames(len(paths), self.clip_frames, rng)
-        clip = np.empty((self.clip_frames, *self.frame_size), np.uint8)
+        positions = choose(len(paths))
+        clip = np.empty((len(positions), *self.frame_size), np.uint8)
         for t, position in enumerate(positions):
             frame = read_frame(paths[position])
             if frame.shape != self.frame_size:
@@ -126,4 +139,4 @@ class FrameFolders(Dataset):
                     f"{self.frame_size[:2]}; extract all videos with one --size"
                 )
             clip[t] = frame
-        return torch.from_numpy(clip), self.labels[index]
+        return clip

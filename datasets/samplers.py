@@ -15,7 +15,8 @@ class PKBatchSampler(Sampler):
     The batches are a pure function of (labels, P, K, seed, epoch), the same on every rank; rank r
     of `ranks` gets every ranks-th clip of each, starting at r.
 
-    labels: class id of each clip. Raises ValueError when there are fewer than P classes.
+    labels: class id of each clip. Raises ValueError when there are fewer than P classes, or when
+    the ranks cannot share P * K clips evenly.
     """
 
     def __init__(self, labels, classes_per_batch, clips_per_class, seed=0, rank=0, ranks=1):
@@ -25,24 +26,29 @@ class PKBatchSampler(Sampler):
                 f"{classes_per_batch} classes a batch were asked for, but the training list has "
                 f"{len(self.members)}; lower --classes-per-batch"
             )
+        if classes_per_batch * clips_per_class % ranks:
+            raise ValueError(
+                f"{classes_per_batch} x {clips_per_class} clips cannot be divided among {ranks} "
+                "processes; change --classes-per-batch or --clips-per-class"
+            )
         self.classes_per_batch, self.clips_per_class = classes_per_batch, clips_per_class
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.first_batch = seed, 0, 0
         self.rank, self.ranks = rank, ranks
 
     def __len__(self):
         clips = sum(map(len, self.members))
         return -(-clips // (self.classes_per_batch * self.clips_per_class))
 
-    def set_epoch(self, epoch):
-        """Choose the epoch that the next iteration gives, counted from 0."""
-        self.epoch = epoch
+    def set_position(self, epoch, first_batch=0):
+        """Choose the epoch that the next iteration gives, and the batch it starts at, from 0."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         queues = [[] for _ in self.members]
         drawn = np.zeros(len(self.members))
         sizes = np.array([len(members) for members in self.members])
-        for _ in range(len(self)):
+        for number in range(len(self)):
             order = np.lexsort((rng.random(len(sizes)), drawn / sizes))
             batch = []
             for c in order[: self.classes_per_batch]:
@@ -54,4 +60,5 @@ class PKBatchSampler(Sampler):
                     queues[c][self.clips_per_class :],
                 )
                 batch += zip(clips, rng.integers(2**63, size=len(clips)).tolist(), strict=True)
-            yield batch[self.rank :: self.ranks]
+            if number >= self.first_batch:
+                yield batch[self.rank :: self.ranks]

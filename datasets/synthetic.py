@@ -144,7 +144,7 @@ def write_clip(path, action, scene_seed, clip_seed):
     os.replace(aside, path)
 
 
-def make_dataset(output, groups=16, clips=4, test_groups=4, seed=0, classes=tuple(ACTIONS)):
+def make_dataset(output, groups=30, clips=2, test_groups=6, seed=0, classes=tuple(ACTIONS)):
     """Write the videos that are not there yet, and the lists in UCF101's official format.
 
     <output>/videos/<Class>/v_<Class>_gNN_cMM.avi; <output>/annotations/classInd.txt,
@@ -178,9 +178,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder for videos/ and annotations/")
-    parser.add_argument("--groups", type=int, default=16, help="scenes a class (default 16)")
-    parser.add_argument("--clips", type=int, default=4, help="clips a scene (default 4)")
-    parser.add_argument("--test-groups", type=int, default=4, help="scenes for test (default 4)")
+    parser.add_argument("--groups", type=int, default=30, help="scenes a class (default 30)")
+    parser.add_argument("--clips", type=int, default=2, help="clips a scene (default 2)")
+    parser.add_argument("--test-groups", type=int, default=6, help="scenes for test (default 6)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
     args = parser.parse_args()
     make_dataset(args.output, args.groups, args.clips, args.test_groups, args.seed)

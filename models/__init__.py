@@ -64,4 +64,11 @@ def build_network(settings, pretrained=None):
     return model, settings, weights.normalisation, weights.source()
 
 
-__all__ = ["BACKBONES", "HashingNetwork", "build_model", "build_network", "load_pretrained"]
+__all__ = [
+    "BACKBONES",
+    "KINETICS",
+    "HashingNetwork",
+    "build_model",
+    "build_network",
+    "load_pretrained",
+]

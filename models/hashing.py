@@ -20,9 +20,6 @@ class HashingNetwork(nn.Module):
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.hash = nn.Linear(backbone.feature_dim, bits)
-        # Small, so that no bit starts out saturated: where |u| is near 1, tanh passes no gradient.
-        nn.init.normal_(self.hash.weight, std=0.01)
-        nn.init.zeros_(self.hash.bias)
         self.frozen = []  # modules that stay in evaluation mode
 
     def freeze(self, until=None, batch_norm=False):

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from datasets.synthetic import ACTIONS, make_dataset
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +40,15 @@ def run_script():
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, run_script):
+    """A small demo data set, extracted and split: its folder."""
+    root = tmp_path_factory.mktemp("demo")
+    make_dataset(root, groups=5, clips=2, test_groups=1, classes=tuple(ACTIONS)[:3])
+    run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
+               *EXTRACT)  # fmt: skip
+    run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",
+               "--frames", root / "frames", "--output", root / "splits")  # fmt: skip
+    return root

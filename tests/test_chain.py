@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import EXTRACT, ROOT
 
 import train
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
@@ -21,19 +21,15 @@ TINY = [
     "--classes-per-batch", 2, "--clips-per-class", 3, "--eval-every", 2, "--warmup-epochs", 1,
     "--workers", 1,
 ]  # fmt: skip
-EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, run_script):
-    """A small demo data set, extracted and split: its folder."""
-    root = tmp_path_factory.mktemp("demo")
-    make_dataset(root, groups=5, clips=2, test_groups=1, classes=tuple(ACTIONS)[:3])
-    run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
-               *EXTRACT)  # fmt: skip
-    run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",
-               "--frames", root / "frames", "--output", root / "splits")  # fmt: skip
-    return root
+def test_a_cache_gives_the_same_weights_as_the_frame_folders(demo, trained, tmp_path, run_script):
+    """8 frames are extracted and 8 cached, so that every clip is the same."""
+    run = tmp_path / "run"
+    run_script(*train_command(demo, run, "--cache", "ram", "--cache-frames", 8, "--cache-folder",
+                              tmp_path / "cache"))  # fmt: skip
+    assert same_weights(weights(trained / "last.pt"), weights(run / "last.pt"))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def train_command(root, run, *flags):
@@ -57,7 +53,10 @@ def trained(demo, run_script):
 
 def test_training_writes_its_run_folder(trained):
     names = {path.name for path in trained.iterdir()}
-    assert {"last.pt", "best.pt", "metrics.jsonl", "config.yaml"} <= names
+    assert {"last.pt", "best.pt", "metrics.jsonl", "config.yaml", "environment.json"} <= names
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["packages"]["torch"] in torch.__version__ and environment["commit"]
+    assert environment["command"][0] == "train.py"
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.endswith(".partial") for name in names)
     lines = (trained / "metrics.jsonl").read_text().splitlines()
@@ -67,7 +66,7 @@ def test_training_writes_its_run_folder(trained):
     repeated = parse_args(train.build_parser(), ["--config", str(trained / "config.yaml")])
     assert (repeated.bits, repeated.size, repeated.flip) == (12, 16, True)
     best = torch.load(trained / "best.pt", weights_only=True)
-    assert best["best_map"] == max(r["val/map"] for r in records if "val/map" in r)
+    assert best["val_map"] == max(r["val/map"] for r in records if "val/map" in r)
     assert best["classes"] == list(ACTIONS)[:3]
 
 
@@ -136,20 +135,65 @@ def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(demo, trai
     assert "Traceback" not in refused.stderr
 
 
-def test_a_killed_run_ends_with_the_same_weights(demo, trained, tmp_path, run_script):
-    command = [str(c) for c in train_command(demo, tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+def start_and_signal(command, run, number, wait):
+    """Start a run, wait for its first checkpoint and `wait` seconds more, and send a signal."""
+    log = open(run.parent / "log", "a")  # noqa: SIM115, for the process
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=log,
+                               stderr=log, start_new_session=True)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
+    while not (run / "last.pt").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, (run.parent / "log").read_text()
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] < 2
+    time.sleep(wait)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    return process.wait(timeout=60)
+
+
+def epochs_logged(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["epoch"] for line in lines]
+
+
+def test_a_killed_run_ends_with_the_same_weights(demo, trained, tmp_path, run_script):
+    """Killed at its first checkpoint, in the middle of an epoch."""
+    command = train_command(demo, tmp_path / "run", "--save-steps", 1)
+    assert start_and_signal(command, tmp_path / "run", signal.SIGKILL, 0) == -signal.SIGKILL
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]
+    assert state["epoch"] < 3 and (state["batch"] > 0 or state["epoch"] > 0)
     assert "resuming" in run_script(*command).stdout
     assert same_weights(weights(trained / "last.pt"), weights(tmp_path / "run" / "last.pt"))
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+    assert epochs_logged(tmp_path / "run") == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_five_kills_at_random_steps_change_nothing(demo, tmp_path, run_script):
+    flags = ["--epochs", 30, "--save-steps", 1, "--eval-every", 10, "--dropout", 0.3]
+    run_script(*train_command(demo, tmp_path / "whole", *flags))
+    command, rng = train_command(demo, tmp_path / "run", *flags), np.random.default_rng()
+    positions = []
+    for _ in range(5):
+        wait = rng.uniform(0, 1) if not positions else rng.uniform(4, 6)  # it starts in about 4 s
+        start_and_signal(command, tmp_path / "run", signal.SIGKILL, wait)
+        state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]
+        positions.append((state["epoch"], state["batch"]))
+    assert len(set(positions)) >= 4, positions
+    run_script(*command)
+    whole, killed = weights(tmp_path / "whole" / "last.pt"), weights(tmp_path / "run" / "last.pt")
+    assert same_weights(whole, killed)
+    assert epochs_logged(tmp_path / "run") == list(range(30))
+
+
+def test_sigterm_writes_a_checkpoint_and_leaves_with_a_message(demo, tmp_path, run_script):
+    command = train_command(demo, tmp_path / "run", "--epochs", 200, "--eval-every", 200)
+    status = start_and_signal(command, tmp_path / "run", signal.SIGTERM, 0.3)
+    message = (tmp_path / "log").read_text()
+    assert status == 1 and "the same command goes on from there" in message
+    assert "Traceback" not in message
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]
+    assert 0 < state["epoch"] < 200
 
 
 def test_mistakes_end_in_one_line(demo, trained, tmp_path, run_script):
@@ -159,6 +203,7 @@ def test_mistakes_end_in_one_line(demo, trained, tmp_path, run_script):
         (train_command(demo, tmp_path / "c", "--splits", "nowhere"), 1, "make_splits.py"),
         (train_command(demo, tmp_path / "d", "--distance", "squared"), 2, "needs --margin"),
         (train_command(demo, tmp_path / "e", "--backbone", "c3d"), 1, "at least 16 frames"),
+        (train_command(demo, tmp_path / "f", "--sync-batch-norm"), 1, "GPUs only"),
         (["test.py", "--checkpoint", "nowhere.pt"], 1, "no such checkpoint"),
         (
             ["test.py", "--checkpoint", trained / "best.pt", "--splits", "nowhere"],

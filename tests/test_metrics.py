@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from utils.codes import load_codes
-from utils.metrics import evaluate, hamming_histograms
+from utils.hamming import hamming_histograms
+from utils.metrics import evaluate
 from utils.ranking import ORDERS, Ties, precision_over_found, precision_sum
 
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

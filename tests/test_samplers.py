@@ -44,7 +44,7 @@ def test_a_small_class_repeats_its_clips_with_other_seeds():
 def test_batches_are_a_function_of_seed_and_epoch():
     def batches(seed, epoch):
         sampler = PKBatchSampler(UNEQUAL, 3, 4, seed=seed)
-        sampler.set_epoch(epoch)
+        sampler.set_position(epoch)
         return list(sampler)
 
     assert batches(0, 3) == batches(0, 3)
@@ -58,6 +58,18 @@ def test_ranks_divide_the_global_batch():
     for batch, first, second in zip(whole, *parts, strict=True):
         assert len(first) == len(second) == 6
         assert sorted(batch) == sorted(first + second)
+
+
+def test_an_epoch_can_be_entered_in_the_middle():
+    sampler = PKBatchSampler(UNEQUAL, 3, 4)
+    whole = list(sampler)
+    sampler.set_position(0, first_batch=2)
+    assert list(sampler) == whole[2:] and len(sampler) == len(whole)
+
+
+def test_batches_that_ranks_cannot_share_are_refused():
+    with pytest.raises(ValueError, match="divided among 4 processes"):
+        PKBatchSampler(UNEQUAL, 3, 2, ranks=4)
 
 
 def test_too_few_classes_are_refused():

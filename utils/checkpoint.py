@@ -54,17 +54,26 @@ class Training:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
+    epoch: int = 0
+    batch: int = 0  # batches done in this epoch
+    totals: tuple = ()  # sums over those batches, for the log
+    best_map: float = -1.0
 
     def state(self):
-        return {name: part.state_dict() for name, part in vars(self).items()}
+        return {
+            name: part.state_dict() if hasattr(part, "state_dict") else part
+            for name, part in vars(self).items()
+        }
 
     def resume(self, path, settings, free):
-        """Go on from the checkpoint at `path`, which is returned, if its run is the same.
+        """Go on from the checkpoint at `path` if its run is the same.
 
         settings: dict of this run's flags. free: names of those that may differ. Raises
         CheckpointError that names the others.
         """
         checkpoint = load_checkpoint(path)
+        if "training" not in checkpoint:
+            raise CheckpointError(f"{path}: holds no optimiser; only a last.pt can be resumed")
         earlier = checkpoint["settings"]
         changed = [
             f"--{name.replace('_', '-')} {value} instead of {earlier.get(name)}"
@@ -76,6 +85,9 @@ class Training:
                 f"{path} is of a run with other settings ({'; '.join(changed)}); repeat them to "
                 "resume it, or give another --output or --restart"
             )
-        for name, part in vars(self).items():
-            part.load_state_dict(checkpoint["training"][name])
-        return checkpoint
+        for name, value in checkpoint["training"].items():
+            part = getattr(self, name)
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
+            else:
+                setattr(self, name, value)

@@ -1,8 +1,13 @@
 """One line of JSON an epoch and the same numbers for TensorBoard."""
 
 import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import write_text
@@ -50,3 +55,25 @@ class RunLog:
 
     def close(self):
         self.board.close()
+
+
+def describe_environment(device):
+    """JSON text of what a run depends on: command, packages, commit of the code, device."""
+    folder = Path(__file__).resolve().parent
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
+        commit = None
+    packages = ("torch", "torchvision", "numpy", "opencv-python-headless", "opencv-python")
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    record = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: installed[name] for name in packages if name in installed},
+        "commit": commit,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+    return json.dumps(record, indent=2) + "\n"

@@ -1,17 +1,17 @@
 """Retrieval metrics of binary codes, exact under Hamming ties, from histograms of distances.
 
-A Hamming distance takes only K + 1 values, so that two histograms a query, of all database items
-and of the relevant ones, determine every ranking metric: no ranking is ever sorted and no Q×N array
-exists. The closed forms are in `utils/ranking.py`.
+Two histograms a query, of all database items and of the relevant ones by distance, determine every
+ranking metric. `utils/hamming.py` counts them, `utils/ranking.py` has the closed forms.
 
 Letters: Q queries, N database items, K bits, L labels.
 """
 
 import torch
 
+from utils.hamming import distinct_queries, hamming_histograms
 from utils.ranking import ORDERS, Ties, hits, precision_over_found, precision_sum
 
-QUERY_BLOCK = 1024  # queries whose metrics are computed at once; bounds the float64 temporaries
+QUERY_BLOCK = 4096  # queries whose metrics are computed at once; bounds the float64 temporaries
 
 
 def evaluate(
@@ -74,98 +74,6 @@ def evaluate(
     }
 
 
-def distinct_queries(codes, labels):
-    """Rows of queries of which no two have the same code and labels, and how often each occurs.
-
-    Such queries share every figure. Trained codes collapse so far that this often halves the work.
-    Returns two int64 vectors. Codes are read 30 bits at a time to fit a word with the group so far.
-    """
-    if labels.ndim == 1:
-        group = labels.unique(return_inverse=True)[1]
-    else:
-        group = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
-        codes = torch.cat([codes, labels], dim=1)
-    for bits in codes.split(30, dim=1):
-        word = (bits << torch.arange(bits.shape[1], device=codes.device)).sum(1)
-        word += group << 30
-        _, group, times = word.unique(return_inverse=True, return_counts=True)
-    rows = torch.empty_like(times)
-    return rows.scatter_(0, group, torch.arange(len(codes), device=codes.device)), times
-
-
-def hamming_histograms(query_codes, query_labels, database_codes, database_labels, **chunks):
-    """Count the database by Hamming distance from each query -> (all, relevant), (Q, K+1) int64.
-
-    Arguments as for `evaluate`; `query_chunk` and `database_chunk` as for `count_distances`.
-    """
-    check_shapes(query_codes, query_labels, database_codes, database_labels)
-    with torch.autocast(query_codes.device.type, enabled=False):  # 16-bit products would round
-        all = count_distances(query_codes, database_codes, **chunks)
-        relevant = torch.zeros_like(all)
-        for rows, matches in relevant_sets(query_labels, database_labels):
-            relevant[rows] = count_distances(query_codes[rows], database_codes[matches], **chunks)
-    return all, relevant
-
-
-def relevant_sets(query_labels, database_labels):
-    """Yield (rows of the queries that have the same labels, rows of their relevant items)."""
-    dim = 0 if query_labels.ndim == 2 else None  # None: the same for a vector, but much faster
-    labels, group = torch.unique(query_labels, dim=dim, return_inverse=True)
-    groups = group.argsort().split(torch.bincount(group).tolist())
-    if query_labels.ndim == 2:
-        for label, rows in zip(labels, groups, strict=True):
-            yield rows, database_labels[:, label].any(1).nonzero()[:, 0]
-        return
-    database_labels, order = database_labels.sort()
-    starts = torch.searchsorted(database_labels, labels).tolist()
-    ends = torch.searchsorted(database_labels, labels, right=True).tolist()
-    for rows, start, end in zip(groups, starts, ends, strict=True):
-        yield rows, order[start:end]
-
-
-def count_distances(queries, database, *, query_chunk=64, database_chunk=32768):
-    """Histogram of the Hamming distances from each query: (Q, K), (N, K) bool -> (Q, K+1) int64.
-
-    Distances come from matrix products of ±1 codes, exact in float32, a chunk at a time. Memory
-    beside the result is about 4·query_chunk·database_chunk bytes.
-    """
-    bins = queries.shape[1] + 1
-    counts = torch.zeros(len(queries), bins, dtype=torch.int64, device=queries.device)
-    # In large chunks two items share a key, d + bins·d', and with it one product and one count.
-    paired = 2 * bins**2 <= min(len(database), database_chunk)
-    limit = 2**23 // (bins**2 if paired else bins)  # keys and their halves are exact in float32
-    query_chunk = max(1, min(query_chunk, limit))
-    for items in database.split(database_chunk):
-        items = signs(items)
-        if paired:
-            half = len(items) // 2
-            pairs, items = items[:half] + bins * items[half : 2 * half], items[2 * half :]
-        for rows, total in zip(queries.split(query_chunk), counts.split(query_chunk), strict=True):
-            rows = signs(rows)
-            if paired:
-                joint = count_keys(rows, pairs, bins**2, bins + 1).view(-1, bins, bins)
-                total += joint.sum(1) + joint.sum(2)
-            if len(items):
-                total += count_keys(rows, items, bins, 1)
-    return counts
-
-
-def signs(codes):
-    """Bool codes -> float32 -1 and +1."""
-    return codes.float() * 2 - 1
-
-
-def count_keys(queries, items, keys, weight):
-    """Histogram for each query of weight·K/2 - query·item / 2, a whole number below `keys`.
-
-    Queries (q, K) ±1; items (n, K) ±1, or sums of weighted codes, weights adding up to `weight`.
-    Returns (q, keys) int64. Every query has its own range of keys so that one count serves all.
-    """
-    shift = torch.arange(len(queries), device=queries.device) * keys + weight * queries.shape[1] / 2
-    key = torch.addmm(shift[:, None], queries, items.T, alpha=-0.5)
-    return torch.bincount(key.int().flatten(), minlength=len(queries) * keys).view(-1, keys)
-
-
 def query_metrics(all, relevant, top_r, cutoffs, curve):
     """Every metric of each query: {key: (Q,) or (Q, points) float64}; see `evaluate`."""
     ties = Ties(all, relevant)
@@ -201,7 +109,7 @@ def query_metrics(all, relevant, top_r, cutoffs, curve):
     return values
 
 
-def curve_depths(database, points=40, limit=1000):
+def curve_depths(database, points=30, limit=1000):
     """Up to `points` whole numbers, log-spaced from 1 to min(database, limit)."""
     depths = torch.logspace(0, 1, points, base=min(database, limit), dtype=torch.float64)
     return depths.round().long().unique().tolist()

@@ -1,6 +1,7 @@
 """The optimiser and the learning-rate schedule that the flags of train.py describe."""
 
 import math
+import os
 from functools import partial
 
 import torch
@@ -55,3 +56,14 @@ def mixed_precision(device, wanted):
     if device.type != "cuda" or not wanted:
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def make_deterministic():
+    """Have PyTorch repeat its results bit for bit, and warn where it cannot.
+
+    On CUDA the backward passes of 3D max-pooling and adaptive pooling have no deterministic form:
+    https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False

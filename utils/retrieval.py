@@ -3,6 +3,8 @@
 import torch
 from tqdm import tqdm
 
+from utils.dist import is_main
+
 
 @torch.no_grad()
 def encode(model, loader, transform, device, description="encoding"):
@@ -13,7 +15,9 @@ def encode(model, loader, transform, device, description="encoding"):
     """
     model.eval()
     codes = []
-    for clips, _ in tqdm(loader, desc=description, unit="batch", leave=False):
+    for clips, _ in tqdm(
+        loader, desc=description, unit="batch", leave=False, disable=not is_main()
+    ):
         clips = transform(clips.to(device, non_blocking=True))
         codes.append(model(clips).float())
     return torch.cat(codes).cpu()
