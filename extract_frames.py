@@ -7,6 +7,7 @@
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -41,7 +42,19 @@ def build_parser():
     add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100",
         help="JPEG quality")  # fmt: skip
     add("--workers", type=positive_int, default=os.cpu_count(), help="processes, one video each")
+    add("--shard", type=parse_shard, default="1/1", metavar="I/N",
+        help="extract only every N-th video, from the I-th on: run 1/4 to 4/4 on four machines "
+        "that share a disk")  # fmt: skip
     return parser
+
+
+def parse_shard(text):
+    """argparse type: "I/N" with 1 <= I <= N -> (I, N)."""
+    first, _, count = text.partition("/")
+    shard = int(first), int(count)
+    if not 1 <= shard[0] <= shard[1]:
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N")
+    return shard
 
 
 def find_videos(root):
@@ -154,7 +167,8 @@ def extract_all(folders, frames, settings, workers):
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             sys.exit("\nextract_frames.py: stopped; run the same command to go on")
-    shutil.rmtree(frames / ".partial", ignore_errors=True)
+    with contextlib.suppress(OSError):  # another machine's shard may still be at work there
+        (frames / ".partial").rmdir()
     return failures
 
 
@@ -174,15 +188,18 @@ def main(args):
     settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}
     folders = plan_folders(find_videos(args.videos), args.frames)
     check_settings(args.frames, settings)
+    first, count = args.shard
+    folders = dict(list(folders.items())[first - 1 :: count])
 
     missing = {video: folder for video, folder in folders.items() if not folder.is_dir()}
     failures = extract_all(missing, args.frames, settings, args.workers) if missing else {}
-    write_failures(args.frames / "failures.csv", failures, args.videos)
+    name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
+    write_failures(args.frames / name, failures, args.videos)
 
     done, there = len(missing) - len(failures), len(folders) - len(missing)
     print(f"{done} videos done, {there} already there, {len(failures)} failed")
     if failures:
-        sys.exit(f"extract_frames.py: the reasons are in {args.frames / 'failures.csv'}")
+        sys.exit(f"extract_frames.py: the reasons are in {args.frames / name}")
 
 
 if __name__ == "__main__":

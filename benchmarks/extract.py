@@ -55,7 +55,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         if args.videos is None:
-            make_dataset(root / "drawn", groups=20, clips=1, classes=("Sliding", "Spinning"))
+            make_dataset(root / "drawn", classes=2, groups=20, videos=40, side=240)
             args.videos = root / "drawn" / "videos"
         videos = find_videos(args.videos)
         print(f"OpenCV {cv2.__version__}, one process, {len(videos)} videos of {args.videos.name}")

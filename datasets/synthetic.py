@@ -1,6 +1,8 @@
-"""A small synthetic video data set that is named, foldered and listed as UCF101 is.
+r"""A small synthetic video data set that is named, foldered and listed as UCF101 is.
 
     python -m datasets.synthetic --output data/demo
+    python -m datasets.synthetic --output data/rehearsal --classes 101 --videos 13320 --groups 25 \
+        --test-groups 7 --side 240          # as large as UCF101, to rehearse with
 
 Real .avi files of six actions that differ only in how one object moves. What it looks like, where
 it is, how fast it goes, the background, a second object that stands still, a drifting camera and
@@ -17,7 +19,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-SIDE = 96  # pixels
 FRAMES = (32, 48)  # least and most frames a clip
 FPS = 25
 
@@ -59,18 +60,38 @@ ACTIONS = {
 }
 
 
+def class_names(count):
+    """`count` classes: the actions, or, where that is not enough, variants such as "Sliding7"."""
+    if count <= len(ACTIONS):
+        return list(ACTIONS)[:count]
+    names = [f"{action}{number}" for number in range(1, 21) for action in ACTIONS]
+    if count > len(names):
+        raise ValueError(f"{count} classes were asked for, but there are {len(names)} variants")
+    return names[:count]
+
+
+def _variant(name):
+    """(action, least and most cycles a clip, size of the object) of a class name."""
+    action = name.rstrip("0123456789")
+    if name == action:
+        return ACTIONS[action], (1.5, 3), 1
+    speed, size = divmod(int(name[len(action) :]) - 1, 5)
+    return ACTIONS[action], (0.8 * speed + 0.6, 0.8 * speed + 1), 0.5 + 0.2 * size
+
+
 def _colour(rng):
     return tuple(int(c) for c in rng.integers(110, 256, 3))
 
 
-def _background(rng):
-    """A smooth random texture, larger than the frame so that a camera can drift over it."""
+def _background(rng, side):
+    """A smooth random texture, twice the frame's side so that a camera can drift over it."""
     coarse = rng.integers(0, 110, (5, 5, 3)).astype(np.float32)
-    texture = cv2.resize(coarse, (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_CUBIC)
+    texture = cv2.resize(coarse, (2 * side, 2 * side), interpolation=cv2.INTER_CUBIC)
     for _ in range(12):
-        centre = tuple(int(c) for c in rng.integers(0, 2 * SIDE, 2))
+        centre = tuple(int(c) for c in rng.integers(0, 2 * side, 2))
+        radius = int(rng.uniform(0.03, 0.12) * side)
         colour = tuple(int(c) for c in rng.integers(0, 130, 3))
-        cv2.circle(texture, centre, int(rng.integers(3, 12)), colour, -1, cv2.LINE_AA)
+        cv2.circle(texture, centre, radius, colour, -1, cv2.LINE_AA)
     return texture.clip(0, 255).astype(np.uint8)
 
 
@@ -93,36 +114,38 @@ def _draw(frame, shape, centre, radius, angle, colour):
     fixed = np.round(points * 16).astype(np.int32)  # four fractional bits
     cv2.fillPoly(frame, [fixed], colour, cv2.LINE_AA, shift=4)
     tip = fixed[:1].repeat(2, axis=0)
-    cv2.polylines(frame, [tip], True, (255, 255, 255), 5, cv2.LINE_AA, shift=4)
+    thickness = max(1, len(frame) // 20)
+    cv2.polylines(frame, [tip], True, (255, 255, 255), thickness, cv2.LINE_AA, shift=4)
 
 
-def render_clip(action, scene_seed, clip_seed):
-    """One clip of `action` (a key of ACTIONS): (T, SIDE, SIDE, 3) uint8 BGR.
+def render_clip(name, scene_seed, clip_seed, side=96):
+    """One clip of the class `name` (see `class_names`): (T, side, side, 3) uint8 BGR.
 
     scene_seed fixes background, objects and colours; clip_seed where and how fast things move.
     """
     scene, rng = np.random.default_rng(scene_seed), np.random.default_rng(clip_seed)
-    background = _background(scene)
+    background = _background(scene, side)
     shape, colour, still, still_colour = (
         _shape(scene),
         _colour(scene),
         _shape(scene),
         _colour(scene),
     )
+    action, cycle_range, size = _variant(name)
     frames = int(rng.integers(*FRAMES))
-    radius, amplitude = rng.uniform(0.16, 0.22) * SIDE, rng.uniform(0.2, 0.28) * SIDE
-    home, still_home = rng.uniform(0.4, 0.6, 2) * SIDE, rng.uniform(0.1, 0.9, 2) * SIDE
-    cycles, start = rng.uniform(1.5, 3), rng.uniform(0, 2 * np.pi)
+    radius, amplitude = size * rng.uniform(0.16, 0.22) * side, rng.uniform(0.2, 0.28) * side
+    home, still_home = rng.uniform(0.4, 0.6, 2) * side, rng.uniform(0.1, 0.9, 2) * side
+    cycles, start = rng.uniform(*cycle_range), rng.uniform(0, 2 * np.pi)
     direction = rng.choice([-1, 1])
-    drift_from, drift_to = rng.uniform(0, SIDE / 8, (2, 2))
-    clip = np.empty((frames, SIDE, SIDE, 3), np.uint8)
+    drift_from, drift_to = rng.uniform(0, side / 8, (2, 2))
+    clip = np.empty((frames, side, side, 3), np.uint8)
     for t in range(frames):
         drift = drift_from + (drift_to - drift_from) * t / frames
         x, y = np.round(drift).astype(int)
-        frame = background[y : y + SIDE, x : x + SIDE].copy()
+        frame = background[y : y + side, x : x + side].copy()
         _draw(frame, still, still_home - drift, 0.6 * radius, 0, still_colour)
         phase = start + direction * 2 * np.pi * cycles * t / frames
-        dx, dy, scale, angle = ACTIONS[action](phase)
+        dx, dy, scale, angle = action(phase)
         centre = home - drift + amplitude * np.array([dx, dy])
         _draw(frame, shape, centre, radius * scale, angle, colour)
         noisy = frame + rng.normal(0, 6, frame.shape)
@@ -130,47 +153,52 @@ def render_clip(action, scene_seed, clip_seed):
     return clip
 
 
-def write_clip(path, action, scene_seed, clip_seed):
+def write_clip(path, name, scene_seed, clip_seed, side=96):
     """Write one clip as Motion-JPEG AVI to `path`, aside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial.avi")
     codec = cv2.VideoWriter_fourcc(*"MJPG")
-    writer = cv2.VideoWriter(str(aside), cv2.CAP_OPENCV_MJPEG, codec, FPS, (SIDE, SIDE))
+    writer = cv2.VideoWriter(str(aside), cv2.CAP_OPENCV_MJPEG, codec, FPS, (side, side))
     if not writer.isOpened():
         raise OSError(f"{path}: OpenCV cannot write Motion-JPEG videos there")
-    for frame in render_clip(action, scene_seed, clip_seed):
+    for frame in render_clip(name, scene_seed, clip_seed, side):
         writer.write(frame)
     writer.release()
     os.replace(aside, path)
 
 
-def make_dataset(output, groups=30, clips=2, test_groups=6, seed=0, classes=tuple(ACTIONS)):
+def make_dataset(output, classes=6, groups=50, videos=600, test_groups=10, side=96, seed=0):
     """Write the videos that are not there yet, and the lists in UCF101's official format.
 
     <output>/videos/<Class>/v_<Class>_gNN_cMM.avi; <output>/annotations/classInd.txt,
-    trainlist01.txt and testlist01.txt. The first `test_groups` groups of each class are the test
-    set. The number of videos is len(classes) * groups * clips.
+    trainlist01.txt and testlist01.txt. `videos` are shared out evenly over `groups` scenes of each
+    of `classes` classes; the first `test_groups` groups of each class are the test set.
+    side: pixels. Raises ValueError for more classes than there are variants.
     """
     output = Path(output)
+    names = class_names(classes)
     jobs, train, test = [], [], []
-    for label, action in enumerate(classes):
+    for label, name in enumerate(names):
         for group in range(1, groups + 1):
-            for clip in range(1, clips + 1):
-                name = f"{action}/v_{action}_g{group:02d}_c{clip:02d}.avi"
+            share, rest = divmod(videos, classes * groups)
+            for clip in range(1, 1 + share + (label * groups + group <= rest)):
+                video = f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
                 scene_seed, clip_seed = [seed, label, group], [seed, label, group, clip]
-                if not (output / "videos" / name).exists():
-                    jobs.append((output / "videos" / name, action, scene_seed, clip_seed))
-                (test if group <= test_groups else train).append((name, label + 1))
+                if not (output / "videos" / video).exists():
+                    jobs.append((output / "videos" / video, name, scene_seed, clip_seed, side))
+                (test if group <= test_groups else train).append((video, label + 1))
     with ProcessPoolExecutor() as pool:
         results = [pool.submit(write_clip, *job) for job in jobs]
         for result in tqdm(results, unit="video", desc="drawing", disable=not jobs):
             result.result()
-    annotations = output / "annotations"
-    annotations.mkdir(parents=True, exist_ok=True)
-    index = "".join(f"{label} {name}\n" for label, name in enumerate(classes, start=1))
-    (annotations / "classInd.txt").write_text(index)
-    (annotations / "trainlist01.txt").write_text("".join(f"{n} {c}\n" for n, c in train))
-    (annotations / "testlist01.txt").write_text("".join(f"{n}\n" for n, _ in test))
+    lists = {
+        "classInd": [f"{label} {name}\n" for label, name in enumerate(names, start=1)],
+        "trainlist01": [f"{video} {label}\n" for video, label in train],
+        "testlist01": [f"{video}\n" for video, _ in test],
+    }
+    (output / "annotations").mkdir(parents=True, exist_ok=True)
+    for name, lines in lists.items():
+        (output / "annotations" / f"{name}.txt").write_text("".join(lines))
 
 
 def main():
@@ -178,12 +206,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder for videos/ and annotations/")
-    parser.add_argument("--groups", type=int, default=30, help="scenes a class (default 30)")
-    parser.add_argument("--clips", type=int, default=2, help="clips a scene (default 2)")
-    parser.add_argument("--test-groups", type=int, default=6, help="scenes for test (default 6)")
+    parser.add_argument("--classes", type=int, default=6, help="at most 120 (default 6)")
+    parser.add_argument("--groups", type=int, default=50, help="scenes a class (default 50)")
+    parser.add_argument("--videos", type=int, default=600, help="in all (default 600)")
+    parser.add_argument("--test-groups", type=int, default=10, help="scenes for test (default 10)")
+    parser.add_argument("--side", type=int, default=96, help="of the frame, pixels (default 96)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
-    args = parser.parse_args()
-    make_dataset(args.output, args.groups, args.clips, args.test_groups, args.seed)
+    make_dataset(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.synthetic import ACTIONS, make_dataset
+from datasets.synthetic import make_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", ROOT.parent / "shared" / "data"))
@@ -46,7 +46,7 @@ def run_script():
 def demo(tmp_path_factory, run_script):
     """A small demo data set, extracted and split: its folder."""
     root = tmp_path_factory.mktemp("demo")
-    make_dataset(root, groups=5, clips=2, test_groups=1, classes=tuple(ACTIONS)[:3])
+    make_dataset(root, classes=3, groups=5, videos=30, test_groups=1)
     run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
                *EXTRACT)  # fmt: skip
     run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",

@@ -232,7 +232,7 @@ def write_hmdb51(root, classes=("brush_hair", "climb_stairs")):
 
 
 def write_ucf101(root):
-    make_dataset(root, groups=4, clips=2, test_groups=1, classes=("Sliding", "Spinning"))
+    make_dataset(root, classes=2, groups=4, videos=16, test_groups=1)
 
 
 @pytest.mark.parametrize(

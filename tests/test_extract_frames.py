@@ -105,6 +105,17 @@ def test_names_survive_and_a_second_run_does_nothing(videos, tmp_path, run_scrip
     assert "was extracted with" in refused.stderr and "Traceback" not in refused.stderr
 
 
+def test_shards_divide_the_videos(videos, tmp_path, run_script):
+    frames = tmp_path / "frames"
+    command = ["extract_frames.py", "--videos", videos, "--frames", frames, "--num-frames", 2]
+    assert "2 videos done" in run_script(*command, "--shard", "2/4").stdout
+    assert len(list((frames / "clap").iterdir())) == 2
+    done = [run_script(*command, "--shard", f"{i}/4").stdout.split()[0] for i in (1, 3, 4)]
+    assert done == ["2", "1", "1"]
+    assert "0 videos done, 6 already there" in run_script(*command).stdout
+    run_script(*command, "--shard", "5/4", status=2)
+
+
 def test_every_frame_is_kept_on_request(tmp_path, run_script):
     write_numbered(tmp_path / "videos" / "c" / "v.avi", 23)
     frames = tmp_path / "frames"

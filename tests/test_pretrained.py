@@ -134,9 +134,9 @@ def file_layout(family, state):
 
 CASES = [
     ("Hara 2018", "resnet18", "B"),
-    ("Hara 2018", "resnet34", "B"),
-    ("Hara 2017", "resnet18", "A"),
+    pytest.param("Hara 2018", "resnet34", "B", marks=pytest.mark.slow),
     ("Hara 2017", "resnet34", "A"),
+    pytest.param("Hara 2017", "resnet18", "A", marks=pytest.mark.slow),
     ("C3D pickle", "c3d", None),
     ("C3D sequential", "c3d", None),
     ("C3D mmaction2", "c3d", None),

@@ -1,8 +1,9 @@
 """The demo's classes differ by motion alone, and its files are what they claim to be."""
 
 import numpy as np
+import pytest
 
-from datasets.synthetic import ACTIONS, make_dataset, render_clip
+from datasets.synthetic import ACTIONS, class_names, make_dataset, render_clip
 from utils.video import read_video
 
 
@@ -30,14 +31,32 @@ def test_clips_are_a_function_of_their_seeds():
 
 
 def test_the_data_set_is_laid_out_as_ucf101_is(tmp_path):
-    make_dataset(tmp_path, groups=3, clips=2, test_groups=1, classes=("Orbiting", "Pulsing"))
+    make_dataset(tmp_path, classes=2, groups=3, videos=12, test_groups=1)
     videos = sorted(str(p.relative_to(tmp_path / "videos")) for p in tmp_path.glob("videos/*/*"))
-    assert len(videos) == 12 and videos[0] == "Orbiting/v_Orbiting_g01_c01.avi"
+    assert len(videos) == 12 and videos[0] == "Bouncing/v_Bouncing_g01_c01.avi"
     annotations = tmp_path / "annotations"
-    assert (annotations / "classInd.txt").read_text() == "1 Orbiting\n2 Pulsing\n"
+    assert (annotations / "classInd.txt").read_text() == "1 Bouncing\n2 Orbiting\n"
     train = (annotations / "trainlist01.txt").read_text().splitlines()
     test = (annotations / "testlist01.txt").read_text().splitlines()
-    assert train[0] == "Orbiting/v_Orbiting_g02_c01.avi 1" and test[0] == videos[0]
+    assert train[0] == "Bouncing/v_Bouncing_g02_c01.avi 1" and test[0] == videos[0]
     assert sorted([line.split()[0] for line in train] + test) == videos
     clip = read_video(tmp_path / "videos" / videos[0], 8, (96, 96))
     assert clip.std() > 20
+
+
+def test_more_classes_than_actions_differ_in_pace_or_size(tmp_path):
+    names = class_names(101)
+    assert len(set(names)) == 101 and names[:2] == ["Bouncing1", "Orbiting1"]
+    first, slower, larger = (render_clip(f"Sliding{n}", 7, 3, side=48) for n in (1, 6, 5))
+    assert first.shape[1:] == (48, 48, 3)
+    assert not np.array_equal(first, slower) and not np.array_equal(first, larger)
+    with pytest.raises(ValueError, match="120 variants"):
+        class_names(121)
+
+
+def test_videos_are_shared_out_over_the_groups(tmp_path):
+    make_dataset(tmp_path, classes=2, groups=3, videos=8, test_groups=1, side=32)
+    videos = sorted(path.name for path in tmp_path.glob("videos/*/*"))
+    assert len(videos) == 8 and videos[:3] == [
+        "v_Bouncing_g01_c01.avi", "v_Bouncing_g01_c02.avi", "v_Bouncing_g02_c01.avi"
+    ]  # fmt: skip

@@ -6,7 +6,6 @@ needs no sort and no Q×N array, and runs as matrix products on CPU and GPU alik
 Letters: Q queries, N database items, K bits, L labels.
 """
 
-
 import itertools
 
 import torch
@@ -20,7 +19,7 @@ def hamming_histograms(
     database_codes,
     database_labels,
     *,
-    query_chunk=128,
+    query_chunk=64,
     database_chunk=32768,
 ):
     """Count the database by Hamming distance from each query -> (all, relevant), (Q, K+1) int64.

@@ -11,7 +11,7 @@ import torch
 from utils.hamming import distinct_queries, hamming_histograms
 from utils.ranking import ORDERS, Ties, hits, precision_over_found, precision_sum
 
-QUERY_BLOCK = 4096  # queries whose metrics are computed at once; bounds the float64 temporaries
+QUERY_BLOCK = 2048  # queries whose metrics are computed at once; bounds the float64 temporaries
 
 
 def evaluate(
