@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from utils.config import HelpFormatter, positive_int, whole_number
 from utils.files import write_text
-from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
+from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
 
 
 def build_parser():
@@ -132,8 +132,8 @@ def extract_video(video, folder, aside, settings):
             for index, frame in enumerate(read_video(video, num_frames, size)):
                 write_frame(aside, index, frame, quality)
         else:
-            for index, retrieve in iterate_video(video, size):
-                write_frame(aside, index, retrieve(), quality)
+            for index, retrieve in iterate_video(video):
+                write_frame(aside, index, resize_frame(retrieve(), size), quality)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(folder)
     except (VideoError, OSError, cv2.error) as error:

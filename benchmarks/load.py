@@ -1,11 +1,12 @@
 """Clips a second of the usual loader, of our frame folders and of our caches, on one core.
 
-    python -m benchmarks.load                  # draws 64 videos at 128x171 first
+    python -m benchmarks.load                  # draws 64 videos first
 
-The usual way opens each JPEG with PIL, resizes to 128x171, crops 112x112, normalises and stacks
-frame by frame in Python. Ours gives uint8 clips, which the device crops and normalises for a whole
-batch; that part is timed in its own row, on the CPU, since a GPU does it beside the loading. Every
-row makes the same clips of 16 frames from 32 in one process with one thread; medians of --runs.
+The usual way opens each JPEG (240x320, as UCF101 is) with PIL, resizes to 128x171, crops 112x112,
+normalises and stacks frame by frame in Python; a second row gives it frames of 128x171, as
+extract_frames.py makes them. Ours gives uint8 clips, which the device crops and normalises for a
+whole batch; that has a row of its own, on the CPU, and on a GPU runs beside the loading. Every row
+makes the same clips of 16 frames from 32 in one process with one thread; medians of --runs.
 """
 
 import argparse
@@ -26,15 +27,15 @@ PREPROCESSING = {"size": 112, "crop": 0.875, "channels": "RGB", "range": 1.0, **
 BATCH = 16
 
 
-def draw_frames(root, videos):
-    """Frame folders of smooth moving textures, at the size and quality of extract_frames.py."""
+def draw_frames(root, videos, height, width):
+    """Frame folders of smooth moving textures, at the quality of extract_frames.py."""
     rng = np.random.default_rng(0)
     for video in range(videos):
         folder = root / f"{video:03d}"
-        folder.mkdir()
-        texture = cv2.resize(rng.integers(0, 256, (24, 32, 3), np.uint8), (240, 180))
+        folder.mkdir(parents=True)
+        texture = cv2.resize(rng.integers(0, 256, (24, 32, 3), np.uint8), (width + 32, height + 32))
         for t in range(32):
-            frame = texture[t : t + 128, t : t + 171]
+            frame = texture[t : t + height, t : t + width]
             cv2.imwrite(str(folder / f"{t:06d}.jpg"), frame, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
@@ -61,11 +62,12 @@ def main():
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        draw_frames(root, args.videos)
+        root, original = Path(temporary) / "128x171", Path(temporary) / "240x320"
+        draw_frames(root, args.videos, 128, 171)
+        draw_frames(original, args.videos, 240, 320)
         names = sorted(folder.name for folder in root.iterdir())
         data = FrameFolders(names, [0] * len(names), root, 16)
-        path = build_cache(data, 32, root / ".cache", 1)
+        path = build_cache(data, 32, Path(temporary) / "cache", 1)
         ram = CachedClips(data, path, "ram", torch.device("cpu"))
         disk = CachedClips(data, path, "disk", torch.device("cpu"))
         batches = [
@@ -75,7 +77,10 @@ def main():
         clips = ram.__getitems__(batches[0])[0]
         generator = torch.Generator()
         ways = {
-            "usual: PIL, frame by frame": lambda b: torch.stack(
+            "usual: PIL, 240x320": lambda b: torch.stack(
+                [usual_clip(original / names[i]) for i, _ in b]
+            ),
+            "usual: PIL, 128x171": lambda b: torch.stack(
                 [usual_clip(root / names[i]) for i, _ in b]
             ),
             "ours: JPEG frame folders": lambda b: torch.stack([data[item][0] for item in b]),

@@ -105,7 +105,9 @@ class CachedClips(Dataset):
                 f"--cache {place}: the clips take {array.nbytes / 1e9:.1f} GB and {free / 1e9:.1f} "
                 "GB are free; give --cache disk, or fewer --cache-frames"
             )
-        self.clips = torch.from_numpy(np.array(array)).to(self.device)
+        self.clips = np.array(array)  # NumPy gathers rows by copying memory, torch byte by byte
+        if self.device.type != "cpu":
+            self.clips = torch.from_numpy(self.clips).to(self.device)
 
     def __len__(self):
         return len(self.names)

@@ -1,6 +1,8 @@
 """Two Gloo processes against one with the same global batch."""
 
 import json
+import os
+import socket
 
 import pytest
 import torch
@@ -33,9 +35,13 @@ def loss_and_gradients(rank, ranks):
     return loss.item(), {k: v.item() for k, v in stats.items()}, gradients
 
 
-def one_of_two(rank, port, folder):
-    import os
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
+
+def one_of_two(rank, port, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
     torch.set_num_threads(1)
@@ -55,7 +61,7 @@ def one_of_two(rank, port, folder):
 def two(tmp_path_factory):
     """What each of two processes computed."""
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(one_of_two, (29_511, str(folder)), nprocs=2)
+    multiprocessing.spawn(one_of_two, (free_port(), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -6,6 +6,7 @@ rendezvous flags, on several. Sources: PyTorch's documentation of torch.distribu
 
 import contextlib
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -28,8 +29,10 @@ def start(device=None):
 
 
 def stop():
-    """Leave the other processes."""
+    """Leave the other processes, together with them unless an error makes this one leave."""
     if dist.is_initialized():
+        if sys.exc_info()[0] is None:  # else one that leaves early breaks the others' connections
+            dist.barrier()
         dist.destroy_process_group()
 
 

@@ -16,6 +16,7 @@ VIDEO_SUFFIXES = (
     *(".wmv", ".flv", ".3gp", ".ogv", ".gif"),
 )
 MOST_CANDIDATES = 1024  # frames held while a video is decoded; shorter videos are sampled exactly
+LARGE_FRAME = 600_000  # bytes; larger candidates are resized at once, others only if chosen
 
 
 class VideoError(ValueError):
@@ -30,26 +31,27 @@ def even_positions(available, wanted):
     return ((np.arange(wanted) + 0.5) * available / wanted).astype(int)
 
 
-def _resize(frame, size):
+def resize_frame(frame, size):
+    """A decoded (H, W, 3) BGR frame as (height, width, 3) RGB; averaging where it shrinks."""
     height, width = size
     shrinks = frame.shape[0] * frame.shape[1] > height * width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(frame, (width, height), interpolation=method)
+    return cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=method), cv2.COLOR_BGR2RGB)
 
 
-def iterate_video(path, size):
+def iterate_video(path):
     """Decode `path` once and yield `(index, retrieve)` for each frame.
 
-    `retrieve()`, valid until the next step, gives the frame as (height, width, 3) uint8 RGB; a
-    frame that is not retrieved costs no conversion. The frame count in the container is never
-    read: many are wrong. Raises VideoError when nothing can be decoded.
+    `retrieve()`, valid until the next step, gives the frame as (H, W, 3) uint8 BGR; a frame that
+    is not retrieved costs no conversion. The frame count in the container is never read: many are
+    wrong. Raises VideoError when nothing can be decoded.
     """
 
     def retrieve():
         decoded, frame = capture.retrieve()
         if not decoded:
             raise VideoError(f"frame {index} cannot be converted")
-        return cv2.cvtColor(_resize(frame, size), cv2.COLOR_BGR2RGB)
+        return frame
 
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
@@ -70,18 +72,21 @@ def read_video(path, num_frames, size):
 
     One decoding pass without knowing the length: candidates are kept at a stride that doubles each
     time MOST_CANDIDATES are held, so a video of up to MOST_CANDIDATES frames is sampled exactly
-    and a longer one to within 0.1 % of its length.
+    and a longer one to within 0.1 % of its length. Frames are RGB.
 
     path: video file. num_frames: T >= 1. size: (height, width) in pixels.
     Raises VideoError with the reason when no frame can be decoded.
     """
     kept, stride, length = [], 1, 0
-    for index, retrieve in iterate_video(path, size):
+    for index, retrieve in iterate_video(path):
         length = index + 1
         if index % stride == 0 and len(kept) == MOST_CANDIDATES:
             kept = kept[::2]
             stride *= 2
         if index % stride == 0:
-            kept.append(retrieve())
+            frame = retrieve()
+            is_large = frame.nbytes > LARGE_FRAME
+            kept.append((resize_frame(frame, size) if is_large else frame, is_large))
     wanted = np.round(even_positions(length, num_frames) / stride).astype(int)
-    return np.stack([kept[min(i, len(kept) - 1)] for i in wanted])
+    chosen = (kept[min(i, len(kept) - 1)] for i in wanted)
+    return np.stack([f if is_resized else resize_frame(f, size) for f, is_resized in chosen])
