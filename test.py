@@ -124,7 +124,7 @@ def measure(query_codes, query_labels, database_codes, database_labels, args):
     return evaluate(*arrays, top_r=args.top_r, cutoffs=args.cutoffs)
 
 
-def test_checkpoint(path, output, args):
+def measure_checkpoint(path, output, args):
     """Encode and evaluate the data of a checkpoint. Returns [(what, metrics)], ours last."""
     checkpoint = load_checkpoint(path)
     sets = queries, database = load_sets(args, checkpoint)
@@ -158,7 +158,7 @@ def test_checkpoint(path, output, args):
     return results
 
 
-def test_codes(path, args):
+def measure_codes(path, args):
     """Evaluate the codes of an .npz file. Returns metrics."""
     arrays = load_codes(path, args.bits)
     kinds = ("query_codes", "query_labels", "database_codes", "database_labels")
@@ -183,9 +183,9 @@ def main(args):
     for name, path in zip(short_names(files), files, strict=True):
         own = output if is_single else output / name.strip("/").replace("/", "_")
         if path in args.codes:
-            reports[name] = test_codes(path, args)
+            reports[name] = measure_codes(path, args)
         else:
-            *others, (_, metrics) = test_checkpoint(path, own, args)
+            *others, (_, metrics) = measure_checkpoint(path, own, args)
             reports |= {f"{name} {what}": other for what, other in others}
             reports[name] = metrics
         if dist.is_main():
