@@ -212,5 +212,7 @@ if __name__ == "__main__":
         main(args)
     except (SplitError, CheckpointError, ValueError, OSError) as error:
         sys.exit(f"test.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ntest.py: stopped")
     finally:
         dist.stop()

@@ -165,6 +165,15 @@ def build_parser():
 # fmt: on
 
 
+def check_finite(totals, step):
+    """Raise TrainingError when the sum of losses is no number; asked before every checkpoint."""
+    if not math.isfinite(totals[0].item()):
+        raise TrainingError(
+            f"the loss became {totals[0].item()} by step {step}; last.pt is from before that. "
+            "Lower --lr or --clip-gradient, or look for damaged clips, and --restart"
+        )
+
+
 def train_one_epoch(training, network, loader, to_input, criterion, args, after_step):
     """The batches of the epoch that are left. Returns a dict of means over all of them.
 
@@ -205,13 +214,8 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
         training.batch += 1
         seen += len(labels)
         if training.batch % CHECK_EVERY == 0 or training.batch == batches:
-            mean_loss = totals[0].item() / training.batch
-            if not math.isfinite(mean_loss):
-                raise TrainingError(
-                    f"the loss became {mean_loss} by step {step}; last.pt is from before that. "
-                    "Lower --lr or --clip-gradient, or look for damaged clips, and --restart"
-                )
-            bar.set_postfix(loss=f"{mean_loss:.3f}")
+            check_finite(totals, step)
+            bar.set_postfix(loss=f"{totals[0].item() / training.batch:.3f}")
         after_step(step + 1, totals)
     loss, active, valid, magnitude = totals.tolist()
     return {
@@ -318,6 +322,9 @@ def main(args):
 
     # ==== run folder ====
     run = Path(args.output)
+    if args.restart and dist.is_main():
+        for name in ("last.pt", "best.pt"):  # else a new run could end with an old one's best
+            (run / name).unlink(missing_ok=True)
     if (run / "last.pt").exists() and not args.restart:
         training.resume(run / "last.pt", settings_of(args), FREE_SETTINGS)
         tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
@@ -349,6 +356,7 @@ def main(args):
 
     def after_step(step, totals):
         if timer.is_due(step):
+            check_finite(totals, step)
             training.totals = tuple(totals.tolist())
             save("last.pt", training=training.state())
             if timer.must_stop():
@@ -410,5 +418,7 @@ if __name__ == "__main__":
         main(args)
     except (SplitError, CheckpointError, TrainingError, Stopped, ValueError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:  # before the first step, where there is nothing to keep
+        sys.exit("\ntrain.py: stopped")
     finally:
         dist.stop()

@@ -186,6 +186,15 @@ def test_five_kills_at_random_steps_change_nothing(demo, tmp_path, run_script):
     assert epochs_logged(tmp_path / "run") == list(range(30))
 
 
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(demo, tmp_path, run_script):
+    command = train_command(demo, tmp_path / "run", "--save-steps", 1, "--optimizer", "sgd", "--lr",
+                            1e30, "--clip-gradient", 0, "--warmup-epochs", 0)  # fmt: skip
+    error = run_script(*command, status=1).stderr
+    assert "the loss became nan" in error and "Lower --lr" in error and "Traceback" not in error
+    assert all(w.isfinite().all() for w in weights(tmp_path / "run" / "last.pt").values())
+    assert run_script(*train_command(demo, tmp_path / "run", "--restart")).returncode == 0
+
+
 def test_sigterm_writes_a_checkpoint_and_leaves_with_a_message(demo, tmp_path, run_script):
     command = train_command(demo, tmp_path / "run", "--epochs", 200, "--eval-every", 200)
     status = start_and_signal(command, tmp_path / "run", signal.SIGTERM, 0.3)
