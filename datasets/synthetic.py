@@ -177,11 +177,12 @@ def make_dataset(output, classes=6, groups=50, videos=600, test_groups=10, side=
     """
     output = Path(output)
     names = class_names(classes)
-    jobs, train, test = [], [], []
+    scenes, jobs, train, test = classes * groups, [], [], []
     for label, name in enumerate(names):
         for group in range(1, groups + 1):
-            share, rest = divmod(videos, classes * groups)
-            for clip in range(1, 1 + share + (label * groups + group <= rest)):
+            scene = label * groups + group  # from 1 on
+            share = videos * scene // scenes - videos * (scene - 1) // scenes
+            for clip in range(1, 1 + share):
                 video = f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
                 scene_seed, clip_seed = [seed, label, group], [seed, label, group, clip]
                 if not (output / "videos" / video).exists():
