@@ -9,23 +9,26 @@
 import argparse
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
 import shutil
-import signal
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from hashlib import sha1
 from pathlib import Path
 
 import cv2
 from tqdm import tqdm
 
-from utils.config import HelpFormatter, positive_int, whole_number
+from utils.config import HelpFormatter, positive_float, positive_int, whole_number
 from utils.files import write_text
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
+from utils.workers import run_each
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def build_parser():
@@ -42,6 +45,8 @@ def build_parser():
     add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100",
         help="JPEG quality")  # fmt: skip
     add("--workers", type=positive_int, default=os.cpu_count(), help="processes, one video each")
+    add("--timeout", type=positive_float, default=600, metavar="SECONDS",
+        help="for one video; one that takes longer is given up and listed")  # fmt: skip
     add("--shard", type=parse_shard, default="1/1", metavar="I/N",
         help="extract only every N-th video, from the I-th on: run 1/4 to 4/4 on four machines "
         "that share a disk")  # fmt: skip
@@ -119,15 +124,18 @@ def write_frame(folder, index, frame, quality):
     (folder / f"{index:06d}.jpg").write_bytes(jpeg.tobytes())
 
 
-def extract_video(video, folder, aside, settings):
-    """Decode one video into `aside` and rename that to `folder`. Returns the reason of a failure.
+def extract_video(job, settings):
+    """Decode one video into a folder aside and rename that to the frame folder.
 
-    video, folder, aside: Path. settings: {"num_frames", "size", "quality"}. Returns str or None.
+    job: (video, folder, aside), paths. settings: {"num_frames", "size", "quality"}.
+    Returns (whether the disk is at fault, the reason of a failure or None).
     """
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    video, folder, aside = job
+    cv2.setNumThreads(1)
     num_frames, size, quality = (settings[key] for key in ("num_frames", "size", "quality"))
     try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
         if num_frames:
             for index, frame in enumerate(read_video(video, num_frames, size)):
                 write_frame(aside, index, frame, quality)
@@ -138,35 +146,28 @@ def extract_video(video, folder, aside, settings):
         aside.rename(folder)
     except (VideoError, OSError, cv2.error) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        return " ".join(str(error).split())
-    return None
+        return getattr(error, "errno", None) in DISK_ERRORS, " ".join(str(error).split())
+    return False, None
 
 
-def start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
-    cv2.setNumThreads(1)
+def extract_all(folders, frames, settings, args):
+    """Extract `folders` (dict video -> frame folder) in parallel. Returns {video: reason}.
 
-
-def extract_all(folders, frames, settings, workers):
-    """Extract `folders` (dict video -> frame folder) in parallel. Returns {video: reason}."""
-    failures = {}
-    with (
-        ProcessPoolExecutor(workers, initializer=start_worker) as pool,
-        tqdm(total=len(folders), unit="video", desc="extracting", smoothing=0.05) as bar,
-    ):
-        jobs = {}
-        for video, folder in folders.items():
-            unique = sha1(str(folder.relative_to(frames)).encode("utf-8", "surrogateescape"))
-            aside = frames / ".partial" / unique.hexdigest()
-            jobs[pool.submit(extract_video, video, folder, aside, settings)] = video
-        try:
-            for job in as_completed(jobs):
-                if job.result() is not None:
-                    failures[jobs[job]] = job.result()
-                bar.update()
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            sys.exit("\nextract_frames.py: stopped; run the same command to go on")
+    Exits when the disk is full or cannot be written, since every other video would fail too.
+    """
+    jobs, failures = [], {}
+    for video, folder in folders.items():
+        unique = sha1(str(folder.relative_to(frames)).encode("utf-8", "surrogateescape"))
+        jobs.append((video, folder, frames / ".partial" / unique.hexdigest()))
+    extract = partial(extract_video, settings=settings)
+    with tqdm(total=len(jobs), unit="video", desc="extracting", smoothing=0.05) as bar:
+        for job, disk_fails, reason in run_each(extract, jobs, args.workers, args.timeout):
+            if disk_fails:
+                sys.exit(f"\nextract_frames.py: {reason}; mend that, then run the same command")
+            if reason is not None:
+                failures[job[0]] = reason
+                shutil.rmtree(job[2], ignore_errors=True)  # of a worker that was killed
+            bar.update()
     with contextlib.suppress(OSError):  # another machine's shard may still be at work there
         (frames / ".partial").rmdir()
     return failures
@@ -192,7 +193,7 @@ def main(args):
     folders = dict(list(folders.items())[first - 1 :: count])
 
     missing = {video: folder for video, folder in folders.items() if not folder.is_dir()}
-    failures = extract_all(missing, args.frames, settings, args.workers) if missing else {}
+    failures = extract_all(missing, args.frames, settings, args) if missing else {}
     name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
     write_failures(args.frames / name, failures, args.videos)
 
@@ -203,4 +204,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(build_parser().parse_args())
+    try:
+        main(build_parser().parse_args())
+    except KeyboardInterrupt:
+        sys.exit("\nextract_frames.py: stopped; run the same command to go on")

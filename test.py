@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from datasets import (
     FrameFolders,
     SplitError,
+    even_frames,
     list_frames,
     prepare,
     read_classes,
@@ -33,8 +35,10 @@ from utils.codes import binarize, load_codes, save_codes
 from utils.config import HelpFormatter, positive_int, whole_number
 from utils.files import write_text
 from utils.metrics import evaluate
+from utils.page import preview, write_page
 from utils.picture import save_retrieval_picture
 from utils.plots import plot_precision_at, plot_precision_recall
+from utils.projector import write_projector
 from utils.report import format_report
 from utils.retrieval import encode, nearest
 
@@ -56,7 +60,12 @@ def build_parser():
         help="also evaluate the network of each checkpoint with random weights of its seed")
     add("--frames", help="frames root, if it has moved since training")
     add("--splits", help="folder of the lists, if it has moved since training")
-    add("--pictures", type=whole_number, default=6, help="queries to draw in retrieval.png")
+    add("--pictures", type=whole_number, default=6,
+        help="queries, spread over the test list, to show in retrieval.png and --html")
+    add("--html", action="store_true",
+        help="also write retrieval.html: the queries' results as moving previews")
+    add("--projector", action="store_true",
+        help="also write projector/ for TensorBoard: codes with classes and thumbnails")
     add("--batch-size", type=positive_int, default=32, help="clips at a time")
     add("--workers", type=whole_number, default=2, help="processes that read frames")
     add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
@@ -101,20 +110,63 @@ def middle_frame(data, index):
     return read_frame(frames[len(frames) // 2])
 
 
-def draw_results(queries, database, codes, classes, count, path):
-    """Picture of `count` queries, spread over the test list, and their ten nearest."""
+def find_results(queries, codes, count):
+    """`count` queries, spread over the test list, and their ten nearest.
+
+    Returns [(query row, [(database row, distance in bits), ...]), ...].
+    """
     chosen = torch.linspace(0, len(queries) - 1, min(count, len(queries))).long()
     query_codes, database_codes = map(binarize, codes)
+    rows, bits = nearest(query_codes[chosen], database_codes, 10)
+    pairs = zip(rows.tolist(), bits.tolist(), strict=True)
+    found = [list(zip(*pair, strict=True)) for pair in pairs]
+    return list(zip(chosen.tolist(), found, strict=True))
+
+
+def draw_results(results, queries, database, classes, path):
+    """retrieval.png: a row a query, its results framed as right or wrong."""
     rows = []
-    indices, distances = nearest(query_codes[chosen], database_codes, 10)
-    for q, found, bits in zip(chosen.tolist(), indices.tolist(), distances.tolist(), strict=True):
+    for q, found in results:
         label = queries.labels[q]
         row = [(middle_frame(queries, q), classes[label])]
-        for i, d in zip(found, bits, strict=True):
-            title = f"{d}  {classes[database.labels[i]]}"
+        for i, bits in found:
+            title = f"{bits}  {classes[database.labels[i]]}"
             row.append((middle_frame(database, i), title, database.labels[i] == label))
         rows.append(row)
     save_retrieval_picture(rows, path)
+
+
+def write_results_page(results, queries, database, classes, scores, path):
+    """retrieval.html: the same as moving previews, with the mAP of each class."""
+
+    def describe(data, index):
+        frames = data.read(index, partial(even_frames, wanted=8))
+        label = classes[data.labels[index]]
+        return {"path": data.names[index], "class": label, "preview": preview(frames)}
+
+    searches = []
+    for q, found in results:
+        described = [{**describe(database, i), "distance": bits} for i, bits in found]
+        for result, (i, _) in zip(described, found, strict=True):
+            result["is_right"] = database.labels[i] == queries.labels[q]
+        searches.append({**describe(queries, q), "results": described})
+    write_page(path, f"{len(searches)} of {len(queries)} test queries", searches, scores)
+
+
+def write_embeddings(sets, codes, classes, folder):
+    """TensorBoard's projector: the approximate codes of both sets, with classes and thumbnails."""
+    items = [(data, part, i) for data, part in zip(sets, ("query", "database"), strict=True)
+             for i in range(len(data))]  # fmt: skip
+    write_projector(
+        folder,
+        torch.cat(codes),
+        {
+            "class": [classes[data.labels[i]] for data, _, i in items],
+            "set": [part for _, part, _ in items],
+            "video": [data.names[i] for data, _, i in items],
+        },
+        (middle_frame(data, i) for data, _, i in tqdm(items, "thumbnails", leave=False)),
+    )
 
 
 def measure(query_codes, query_labels, database_codes, database_labels, args):
@@ -152,9 +204,14 @@ def measure_checkpoint(path, output, args):
         database_labels=labels[1],
         database_names=database.names,
     )
-    if args.pictures:
-        path = output / "retrieval.png"
-        draw_results(queries, database, codes, checkpoint["classes"], args.pictures, path)
+    classes, found = checkpoint["classes"], find_results(queries, codes, args.pictures)
+    if found:
+        draw_results(found, *sets, classes, output / "retrieval.png")
+    if found and args.html:
+        scores = metrics["map_per_class"].items()
+        write_results_page(found, *sets, classes, scores, output / "retrieval.html")
+    if args.projector:
+        write_embeddings(sets, codes, classes, output / "projector")
     return results
 
 

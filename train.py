@@ -270,10 +270,11 @@ def open_sets(args, device):
     return *sets, classes
 
 
-def build_transforms(args, normalisation):
-    """(what test.py must repeat, training transform, test transform) of uint8 clips."""
+def build_transforms(args, frame_size, normalisation):
+    """(what test.py and search.py must repeat, training transform, test transform) of clips."""
     preprocessing = {
         "clip_frames": args.clip_frames,
+        "frame_size": list(frame_size[:2]),
         "size": args.size,
         "crop": args.crop,
         **normalisation,
@@ -305,7 +306,9 @@ def main(args):
     model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
     if device.type == "cuda":  # what cuDNN's half-precision 3D convolutions want
         model = model.to(memory_format=torch.channels_last_3d)
-    preprocessing, to_train_input, to_test_input = build_transforms(args, normalisation)
+    preprocessing, to_train_input, to_test_input = build_transforms(
+        args, train_set.frame_size, normalisation
+    )
     network = dist.data_parallel(model)
     network = torch.compile(network) if args.compile else network
 

@@ -41,7 +41,8 @@ def two_passes(video, folder):
 
 
 def one_pass(video, folder):
-    reason = extract_video(video, folder, folder.with_name(folder.name + ".aside"), SETTINGS)
+    aside = folder.with_name(folder.name + ".aside")
+    _, reason = extract_video((video, folder, aside), SETTINGS)
     if reason:
         raise SystemExit(f"{video}: {reason}")
 

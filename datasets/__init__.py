@@ -4,6 +4,7 @@ from datasets.cache import PLACES, CachedClips, build_cache
 from datasets.frames import (
     FrameFolders,
     SplitError,
+    even_frames,
     list_frames,
     read_classes,
     read_frame,
@@ -21,6 +22,7 @@ __all__ = [
     "FrameFolders",
     "PKBatchSampler",
     "SplitError",
+    "even_frames",
     "list_frames",
     "read_classes",
     "read_frame",

@@ -94,6 +94,7 @@ class CachedClips(Dataset):
 
     def __init__(self, data, path, place, device):
         self.names, self.labels, self.clip_frames = data.names, data.labels, data.clip_frames
+        self.frame_size = data.frame_size
         array = np.load(path, mmap_mode="r")
         self.device = device if place == "device" else torch.device("cpu")
         if place == "disk":

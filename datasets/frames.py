@@ -88,17 +88,16 @@ def clip_request(item, wanted):
     return index, partial(jittered_frames, wanted=wanted, rng=rng)
 
 
-def read_frame(path, into=None):
-    """One JPEG as (H, W, 3) uint8 RGB, written to the array `into` if that has its size.
-
-    SplitError when it cannot be decoded.
-    """
-    encoded = np.fromfile(path, dtype=np.uint8)
-    frame = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+def read_frame(path):
+    """One JPEG as (H, W, 3) uint8 RGB; SplitError when it is cut short or cannot be decoded."""
+    with open(path, "rb") as file:
+        encoded = file.read()
+    is_whole = encoded.endswith(b"\xff\xd9")  # end of image; OpenCV greys what is missing
+    pixels = np.frombuffer(encoded, np.uint8)
+    frame = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if is_whole else None
     if frame is None:
         raise SplitError(f"{path}: damaged; delete its folder and run extract_frames.py again")
-    fits = into is not None and into.shape == frame.shape
-    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=into if fits else None)
+    return frame
 
 
 class FrameFolders(Dataset):
@@ -136,10 +135,11 @@ class FrameFolders(Dataset):
         positions = choose(len(paths))
         clip = np.empty((len(positions), *self.frame_size), np.uint8)
         for t, position in enumerate(positions):
-            frame = read_frame(paths[position], into=clip[t])
+            frame = read_frame(paths[position])
             if frame.shape != self.frame_size:
                 raise SplitError(
                     f"{paths[position]} is {frame.shape[:2]}, other frames are "
                     f"{self.frame_size[:2]}; extract all videos with one --size"
                 )
+            clip[t] = frame
         return clip

@@ -87,8 +87,7 @@ def gather_shares(rows, count):
     """The (count, ...) tensor of which each process holds rows rank, rank + ranks, ...; on all."""
     if ranks() == 1:
         return rows
-    parts = [None] * ranks()
-    dist.all_gather_object(parts, rows)
+    parts = gather(rows)
     whole = rows.new_empty(count, *rows.shape[1:])
     for first, part in enumerate(parts):
         whole[first :: ranks()] = part
@@ -102,3 +101,12 @@ def any_process(flag, device):
     flags = torch.tensor(int(flag), device=device)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags.item())
+
+
+def gather(value):
+    """What each process gives, as a list on every process; all of them wait here."""
+    if ranks() == 1:
+        return [value]
+    values = [None] * ranks()
+    dist.all_gather_object(values, value)
+    return values

@@ -7,19 +7,27 @@ from utils.dist import is_main
 
 
 @torch.no_grad()
+def encode_batch(model, clips, transform, device):
+    """Approximate hash codes of uint8 clips (B, T, H, W, 3): (B, K) float32 on `device`.
+
+    model: in evaluation mode, clips (B, 3, T, H, W) -> (B, K). transform: from the uint8 clips, on
+    `device`, to the model's input.
+    """
+    return model(transform(clips.to(device, non_blocking=True))).float()
+
+
 def encode(model, loader, transform, device, description="encoding"):
     """Approximate hash codes of every clip of `loader`, in its order: (N, K) float32 on the CPU.
 
-    model: clips (B, 3, T, H, W) -> (B, K); it is put in evaluation mode. loader: gives (B, T, H, W,
-    3) uint8 clips and labels. transform: from those clips, on `device`, to the model's input.
+    model, transform, device: as for `encode_batch`; the model is put in evaluation mode.
+    loader: gives (B, T, H, W, 3) uint8 clips and labels.
     """
     model.eval()
     codes = []
     for clips, _ in tqdm(
         loader, desc=description, unit="batch", leave=False, disable=not is_main()
     ):
-        clips = transform(clips.to(device, non_blocking=True))
-        codes.append(model(clips).float())
+        codes.append(encode_batch(model, clips, transform, device))
     return torch.cat(codes).cpu()
 
 

@@ -2,14 +2,15 @@
 
 import os
 
-# OpenCV and the FFmpeg inside it read these at import: one thread a video, because videos
-# are decoded in parallel, and no log lines about damaged files, whose reason we report ourselves.
+# FFmpeg reads these when it opens a video: one thread a video, because videos are decoded in
+# parallel, and no lines about damaged files, whose reason we report ourselves.
 os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 import cv2
 import numpy as np
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"),
@@ -39,12 +40,13 @@ def resize_frame(frame, size):
     return cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=method), cv2.COLOR_BGR2RGB)
 
 
-def iterate_video(path):
-    """Decode `path` once and yield `(index, retrieve)` for each frame.
+def iterate_video(path, start=0.0, end=float("inf")):
+    """Decode `path` once and yield `(index, retrieve)` for each frame shown from start to end.
 
     `retrieve()`, valid until the next step, gives the frame as (H, W, 3) uint8 BGR; a frame that
-    is not retrieved costs no conversion. The frame count in the container is never read: many are
-    wrong. Raises VideoError when nothing can be decoded.
+    is not retrieved costs no conversion. Frames before the start are decoded too, since seeking
+    finds other frames than asked for in many files. The frame count in the container is never read:
+    many are wrong. start, end: seconds. Raises VideoError when nothing can be decoded.
     """
 
     def retrieve():
@@ -53,32 +55,46 @@ def iterate_video(path):
             raise VideoError(f"frame {index} cannot be converted")
         return frame
 
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    name = os.fsencode(os.path.abspath(path))  # OpenCV crashes on str that UTF-8 cannot hold
+    capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
     try:
         if not capture.isOpened():
             raise VideoError("cannot be opened as a video")
-        index = 0
+        index, seconds = 0, None
+        step = 1 / (capture.get(cv2.CAP_PROP_FPS) or 25)
         while capture.grab():
-            yield index, retrieve
-            index += 1
-        if index == 0:
+            shown = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if seconds is not None and shown <= seconds:  # AVI files leave out some times
+                shown = seconds + step
+            seconds = shown
+            if seconds >= end:
+                break
+            if seconds >= start:
+                yield index, retrieve
+                index += 1
+        if seconds is None:
             raise VideoError("no frame could be decoded")
+        if index == 0:
+            raise VideoError(
+                f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s"
+            )
     finally:
         capture.release()
 
 
-def read_video(path, num_frames, size):
-    """`num_frames` frames spread evenly over the whole video: (num_frames, height, width, 3) uint8.
+def read_video(path, num_frames, size, start=0.0, end=float("inf")):
+    """`num_frames` frames spread evenly over a video: (num_frames, height, width, 3) uint8.
 
     One decoding pass without knowing the length: candidates are kept at a stride that doubles each
     time MOST_CANDIDATES are held, so a video of up to MOST_CANDIDATES frames is sampled exactly
     and a longer one to within 0.1 % of its length. Frames are RGB.
 
-    path: video file. num_frames: T >= 1. size: (height, width) in pixels.
+    path: video file. num_frames: T >= 1. size: (height, width) in pixels. start, end: seconds
+    of the part to read, the whole video by default.
     Raises VideoError with the reason when no frame can be decoded.
     """
     kept, stride, length = [], 1, 0
-    for index, retrieve in iterate_video(path):
+    for index, retrieve in iterate_video(path, start, end):
         length = index + 1
         if index % stride == 0 and len(kept) == MOST_CANDIDATES:
             kept = kept[::2]

@@ -1,0 +1,349 @@
+"""Find the videos that show the same action as yours.
+
+    python search.py index --checkpoint runs/ucf101/best.pt --videos my_videos --output my.index
+    python search.py query --index my.index --video clip.mp4 --top 10 --html found.html
+
+The first encodes every video below a folder, straight from the files; run again, it encodes only
+what is new or changed, also after a kill. The second prints rank, distance in bits, class, path.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from datasets import prepare
+from models import build_model
+from utils import dist
+from utils.checkpoint import CheckpointError, load_checkpoint
+from utils.codes import binarize
+from utils.config import HelpFormatter, non_negative_float, positive_float, positive_int
+from utils.files import write_text
+from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
+from utils.page import PREVIEW_HEIGHT, preview, write_page
+from utils.retrieval import encode_batch
+from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
+from utils.workers import run_each
+
+PREVIEW_FRAMES = 8
+
+
+# fmt: off
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    add = shared.add_argument
+    add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
+    add("--workers", type=positive_int, default=os.cpu_count(), help="processes, one video each")
+    add("--batch-size", type=positive_int, default=16, help="clips at a time in the network")
+    add("--timeout", type=positive_float, default=600, metavar="SECONDS",
+        help="for one video; one that takes longer is given up and listed")
+
+    index = commands.add_parser("index", parents=[shared], formatter_class=HelpFormatter,
+        help="encode the videos below a folder", description="Encode the videos below a folder.")
+    add = index.add_argument
+    add("--checkpoint", required=True, help="best.pt of a run folder")
+    add("--videos", required=True, type=Path, help="folder tree of videos")
+    add("--output", required=True, type=Path, help="the index, a folder; updated if it exists")
+
+    query = commands.add_parser("query", parents=[shared], formatter_class=HelpFormatter,
+        help="find the videos like one's own", description="Find the videos like one's own.")
+    add = query.add_argument
+    add("--index", required=True, type=Path, help="what `search.py index` wrote")
+    add("--video", required=True, nargs="+", help="query videos")
+    add("--top", type=positive_int, default=10, help="results for each query")
+    add("--start", type=non_negative_float, default=0, help="of the part to search with, seconds")
+    add("--end", type=positive_float, default=float("inf"), help="of that part, seconds")
+    add("--exclude-query", action="store_true", help="leave the query itself out of the results")
+    add("--rerank", type=positive_int, default=0, metavar="N",
+        help="order the nearest N by the query's real-valued code (asymmetric distance)")
+    add("--checkpoint", help="the one the index was made with, if it has moved")
+    add("--json", action="store_true", help="print JSON for programs")
+    add("--html", type=Path, metavar="FILE", help="also write a page with moving previews")
+    return parser
+# fmt: on
+
+
+# ==== videos and codes ====
+
+
+def find_videos(root):
+    """Videos anywhere below `root`: sorted list of paths relative to it, str."""
+    if not root.is_dir():
+        raise IndexFileError(f"--videos {root}: no such folder")
+    found = [
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, folders, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
+    ]
+    if not found:
+        raise IndexFileError(f"--videos {root}: no video there ({' '.join(VIDEO_SUFFIXES)})")
+    return sorted(found)
+
+
+def read_clip(path, preprocessing, start=0.0, end=float("inf")):
+    """((T, H, W, 3) uint8 clip, None), or (None, reason). Runs in a worker process."""
+    cv2.setNumThreads(1)
+    try:
+        before = os.stat(path)
+        frames, size = preprocessing["clip_frames"], preprocessing["frame_size"]
+        clip = read_video(path, frames, size, start, end)
+        after = os.stat(path)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            return None, "changed while it was read; run again"
+        return clip, None
+    except (VideoError, OSError, cv2.error) as error:
+        return None, " ".join(str(error).split())
+
+
+def read_preview(path, start=0.0, end=float("inf")):
+    """(data URI, None) of a video, or (None, reason). Runs in a worker process."""
+    cv2.setNumThreads(1)
+    try:
+        with closing(iterate_video(path)) as frames:
+            height, width = next(frames)[1]().shape[:2]
+        size = (PREVIEW_HEIGHT, max(1, round(PREVIEW_HEIGHT * width / height)))
+        return preview(read_video(path, PREVIEW_FRAMES, size, start, end)), None
+    except (VideoError, OSError, cv2.error) as error:
+        return None, str(error)
+
+
+class Encoder:
+    """A checkpoint ready to encode: its network, preprocessing and identity."""
+
+    def __init__(self, path, device):
+        checkpoint = load_checkpoint(path)
+        self.preprocessing, self.classes = checkpoint["preprocessing"], checkpoint["classes"]
+        if "frame_size" not in self.preprocessing:
+            raise CheckpointError(f"{path}: of an early version, without the frames' size; retrain")
+        self.model, self.device = build_model(**checkpoint["network"]), device
+        self.model.load_state_dict(checkpoint["model"])
+        self.model.to(device).eval()
+        self.facts = {  # what an index records of how it was encoded
+            "bits": checkpoint["network"]["bits"],
+            "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+            "preprocessing": self.preprocessing,
+        }
+
+    def __call__(self, clips):
+        """Approximate hash codes (B, K) of a list of B clips (T, H, W, 3) uint8."""
+        to_input = partial(prepare, preprocessing=self.preprocessing)
+        return encode_batch(self.model, torch.from_numpy(np.stack(clips)), to_input, self.device)
+
+
+# ==== index ====
+
+
+def plan(root, known):
+    """Compare the videos below `root` with what is known.
+
+    Returns (records that are still right, records to encode), dicts with path, size, mtime_ns; a
+    file that cannot be looked at is to be encoded, which tells the reason.
+    """
+    kept, todo = [], []
+    for path in find_videos(root):
+        try:
+            status = os.stat(root / path)
+            record = {"path": path, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        except OSError:
+            record = {"path": path, "size": None, "mtime_ns": None}
+        same = path in known and all(known[path][key] == value for key, value in record.items())
+        (kept if same else todo).append(known[path] if same else record)
+    return kept, todo
+
+
+def encode_videos(todo, root, encoder, journal, args):
+    """Encode the records of `todo` and append them to the open journal, a batch at a time.
+
+    Returns {path: reason} of the videos that cannot be read.
+    """
+    failures, batch = {}, []
+    records = {str(root / record["path"]): record for record in todo}
+    classes = set(encoder.classes)
+
+    def flush():
+        codes = np.packbits(binarize(encoder([clip for _, clip in batch])).cpu().numpy(), axis=1)
+        for (record, _), code in zip(batch, codes, strict=True):
+            kind = os.path.basename(os.path.dirname(record["path"]))
+            record |= {"class": kind if kind in classes else None, "code": code.tobytes().hex()}
+        append(journal, [record for record, _ in batch])
+        batch.clear()
+
+    read = partial(read_clip, preprocessing=encoder.preprocessing)
+    clips = run_each(read, records, args.workers, args.timeout)
+    for path, clip, failure in tqdm(clips, "indexing", len(records), unit="video", smoothing=0.05,
+                                    disable=not (records and dist.is_main())):  # fmt: skip
+        if failure is not None:
+            failures[records[path]["path"]] = failure
+            continue
+        batch.append((records[path], clip))
+        if len(batch) == args.batch_size:
+            flush()
+    if batch:
+        flush()
+    return failures
+
+
+def write_failures(path, failures):
+    """Write failures.csv, `video,reason`; no failures leave no file."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("video", "reason"), *failures.items()])
+    write_text(path, table.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def index_videos(args):
+    """Make or update an index. Returns the exit status."""
+    encoder = Encoder(args.checkpoint, args.device)
+    known = known_videos(args.output, encoder.facts)
+    kept, todo = plan(args.videos, known)
+    args.output.mkdir(parents=True, exist_ok=True)
+    own = todo[dist.rank() :: dist.ranks()]
+    path = journal_path(args.output, encoder.facts, dist.rank())
+    with open(path, "a", encoding="ascii") as journal:
+        failures = encode_videos(own, args.videos, encoder, journal, args)
+    failures = {path: reason for part in dist.gather(failures) for path, reason in part.items()}
+    if not dist.is_main():
+        return 0
+    encoded = known_videos(args.output, encoder.facts)
+    videos = kept + [encoded[r["path"]] for r in todo if r["path"] not in failures]
+    if not videos:
+        raise IndexFileError(f"none of the {len(failures)} videos can be read: {failures}")
+    root = os.path.abspath(args.videos)
+    write_index(args.output, {**encoder.facts, "checkpoint": os.path.abspath(args.checkpoint),
+                              "videos": root}, videos)  # fmt: skip
+    write_failures(args.output / "failures.csv", failures)
+    dropped = len(known.keys() - {record["path"] for record in kept + todo})
+    new = len(todo) - len(failures)
+    print(f"{len(videos)} videos in {args.output}: {new} encoded, {len(kept)} already there, "
+          f"{dropped} no longer there, {len(failures)} failed")  # fmt: skip
+    if failures:
+        print(f"search.py: the reasons are in {args.output / 'failures.csv'}", file=sys.stderr)
+    return int(bool(failures))
+
+
+# ==== query ====
+
+
+def is_same_file(path, other):
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def search(index, path, values, args):
+    """Results of one query: list of dicts with rank, distance, class, path."""
+    wanted = max(args.top, args.rerank) + args.exclude_query
+    rows, distances = index.search(binarize(values)[None].numpy(), wanted)
+    bits = dict(zip(rows[0].tolist(), distances[0].tolist(), strict=True))
+    rows = index.rerank(values.numpy(), rows[0]) if args.rerank else rows[0]
+    root, results = index.facts["videos"], []
+    for row in rows.tolist():
+        video = index.video(row)
+        found = os.path.join(root, video["path"])
+        if args.exclude_query and is_same_file(path, found):
+            continue
+        results.append({"rank": len(results) + 1, "distance": bits[row], "class": video["class"],
+                        "path": found})  # fmt: skip
+    return results[: args.top]
+
+
+def printable(name):
+    """A path for one line of a terminal: control and undecodable characters are escaped."""
+    return name if name.isprintable() else repr(name)
+
+
+def print_results(searches):
+    kinds = [result["class"] or "-" for found in searches for result in found["results"]]
+    width = max(map(len, ["class", *kinds]))
+    for found in searches:
+        print(f"\n{printable(found['path'])}\nrank  bits  {'class':<{width}}  path")
+        for r in found["results"]:
+            kind = printable(r["class"] or "-")
+            print(f"{r['rank']:>4}  {r['distance']:>4}  {kind:<{width}}  {printable(r['path'])}")
+
+
+def write_html(path, searches, args):
+    """The page with previews read from the videos; one that has gone has none."""
+    read = partial(read_preview, start=args.start, end=args.end)
+    queries = [found["path"] for found in searches]
+    others = {result["path"] for found in searches for result in found["results"]}
+    uris = {job: uri for job, uri, _ in run_each(read, queries, args.workers, args.timeout)}
+    previews = tqdm(run_each(read_preview, sorted(others), args.workers, args.timeout),
+                    "previews", len(others), unit="video", leave=False)  # fmt: skip
+    found_uris = {job: uri for job, uri, _ in previews}
+    for found in searches:
+        found["preview"] = uris[found["path"]]
+        for result in found["results"]:
+            result["preview"] = found_uris[result["path"]]
+    write_page(path, "Videos of the same action", searches)
+
+
+def query_videos(args):
+    """Search with each query video. Returns the exit status."""
+    if args.start >= args.end:
+        raise ValueError(f"--start {args.start:g} is not before --end {args.end:g}")
+    index = Index(args.index)
+    encoder = Encoder(args.checkpoint or index.facts["checkpoint"], args.device)
+    if any(index.facts[key] != value for key, value in encoder.facts.items()):
+        raise IndexFileError(
+            f"{args.index}: made with another checkpoint (SHA-256 "
+            f"{index.facts['checkpoint_sha256'][:12]}…); give that as --checkpoint, or index again"
+        )
+    read = partial(read_clip, preprocessing=encoder.preprocessing, start=args.start, end=args.end)
+    clips = run_each(read, dict.fromkeys(args.video), args.workers, args.timeout)
+    codes, failed = {}, False
+    while chunk := list(islice(clips, args.batch_size)):
+        for path, _, failure in chunk:
+            if failure is not None:
+                print(f"search.py: {printable(path)}: {failure}", file=sys.stderr)
+                failed = True
+        read_ones = [(path, clip) for path, clip, failure in chunk if failure is None]
+        if read_ones:
+            values = encoder([clip for _, clip in read_ones]).cpu()
+            codes |= {path: row for (path, _), row in zip(read_ones, values, strict=True)}
+    searches = [
+        {"path": path, "class": None, "results": search(index, path, codes[path], args)}
+        for path in dict.fromkeys(args.video)
+        if path in codes
+    ]
+    if args.json:
+        print(json.dumps(searches, indent=2))
+    else:
+        print_results(searches)
+    if args.html and searches:
+        write_html(args.html, searches, args)
+    return int(failed)
+
+
+def main(args):
+    args.device = dist.start(args.device)
+    return index_videos(args) if args.command == "index" else query_videos(args)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(build_parser().parse_args()))
+    except (CheckpointError, IndexFileError, ValueError, OSError) as error:
+        sys.exit(f"search.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nsearch.py: stopped; run the same command to go on")
+    finally:
+        dist.stop()

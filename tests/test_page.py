@@ -1,0 +1,117 @@
+"""The page of results: in a real browser, and with names that try to be HTML."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from utils.page import preview, write_page
+
+HOSTILE = [
+    "<script>document.title='run'</script>.avi",
+    "\"onerror='document.title=1' x=\".avi",
+    "</small></li><img src=x onerror=\"document.title='run'\">.avi",
+    "a&amp;b 'quoted' [1] \udcff\n.avi",
+    "x" * 200 + "/" + "y" * 200 + ".avi",
+]
+
+
+def moving_frames(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (6, 40, 60, 3), np.uint8)
+
+
+def hostile_searches():
+    results = [
+        {
+            "path": name,
+            "class": name[:20],
+            "distance": rank,
+            "preview": preview(moving_frames(rank)),
+        }
+        | ({"is_right": rank % 2 == 0} if rank < 3 else {})
+        for rank, name in enumerate(HOSTILE)
+    ]
+    plain = [{"path": "run/jump.avi", "class": None, "distance": 1, "preview": None}]
+    return [
+        {"path": HOSTILE[0], "class": None, "preview": None, "results": results},
+        {
+            "path": "query two",
+            "class": "jump",
+            "preview": preview(moving_frames()),
+            "results": plain,
+        },
+    ]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium; apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def test_previews_are_animated_webp():
+    uri = preview(moving_frames())
+    assert uri.startswith("data:image/webp;base64,UklGR")
+    import base64
+
+    data = base64.b64decode(uri.partition(",")[2])
+    assert data.count(b"ANMF") == 6
+
+
+def test_the_page_is_self_contained_and_escapes_every_name(tmp_path):
+    write_page(tmp_path / "page.html", HOSTILE[0], hostile_searches(), [(HOSTILE[2], 0.5)])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 1 and "<img src=x" not in page and "0.500" in page
+    assert not re.search(r"""(src|href)=["']?(https?:|//)""", page)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1200, "light")])
+def test_in_a_browser_results_show_and_the_filter_works(browser, tmp_path, width, scheme):
+    write_page(tmp_path / "page.html", HOSTILE[0], hostile_searches(), [(HOSTILE[2], 0.5)])
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url)
+            if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+    page.goto((tmp_path / "page.html").as_uri())
+
+    assert page.title() == HOSTILE[0], "a name has run as a script"
+    assert page.locator("li:visible").count() == 6
+    assert page.locator("li img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("li.right").count() == 2 and page.locator("li.wrong").count() == 1
+    assert page.locator("li small").last.inner_text() == "run/jump.avi"
+    shown = [text.strip() for text in page.locator("li small:last-child").all_inner_texts()]
+    assert shown[0] == HOSTILE[0] and shown[2] == HOSTILE[2]
+
+    page.fill("input", "JUMP run")
+    assert page.locator("li:visible").count() == 1
+    assert page.locator("section.search:visible").count() == 1
+    assert page.locator("output").inner_text() == "1 of 6 results"
+    page.fill("input", "<script>")
+    assert page.locator("li:visible").count() == 5, "the query's own name counts too"
+    page.fill("input", "")
+    assert page.locator("li:visible").count() == 6
+    assert messages == []
+
+
+def test_an_injected_script_would_not_run(browser, tmp_path):
+    """The content policy holds even if a name were not escaped."""
+    write_page(tmp_path / "page.html", "title", hostile_searches())
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    hostile = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+    (tmp_path / "page.html").write_text(text.replace("<section", hostile + "<section", 1), "utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_timeout(200)
+    assert page.title() == "title" and page.locator("li").count() == 6

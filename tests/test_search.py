@@ -1,0 +1,215 @@
+"""search.py as a user runs it: indexing, kills, changes, queries."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from datasets.synthetic import class_names, make_dataset
+from models import build_network
+from utils.checkpoint import save_checkpoint
+
+CLASSES = class_names(3)
+
+
+def write_checkpoint(path, bits=12, seed=0):
+    """A small network with random weights, as train.py saves them."""
+    torch.manual_seed(seed)
+    settings = {
+        "backbone": "resnet18",
+        "bits": bits,
+        "width": 0.0625,
+        "shortcut": "B",
+        "dropout": 0,
+    }
+    model, network, normalisation, _ = build_network(settings)
+    preprocessing = {"clip_frames": 4, "frame_size": [32, 32], "size": 28, "crop": 0.9}
+    save_checkpoint(path, {"network": network, "model": model.state_dict(), "classes": CLASSES,
+                           "preprocessing": preprocessing | normalisation})  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "best.pt")
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Twelve videos of three classes, a damaged one, a broken link and a file of another kind."""
+    make_dataset(tmp_path, classes=3, groups=2, videos=12, test_groups=1, side=40)
+    root = tmp_path / "videos"
+    (root / "odd [1] 'x'" / "deep").mkdir(parents=True)
+    first = next((root / CLASSES[0]).iterdir())
+    shutil.copy(first, root / "odd [1] 'x'" / "deep" / "--line\nend <b>.avi")
+    shutil.copy(first, os.fsencode(root) + b"/\xff.avi")
+    (root / "damaged.avi").write_bytes(first.read_bytes()[:100])
+    (root / "link.mp4").symlink_to("nowhere")
+    (root / "notes.txt").write_text("no video")
+    return root
+
+
+def index_command(checkpoint, videos, output, *more):
+    return ["search.py", "index", "--checkpoint", checkpoint, "--videos", videos,
+            "--output", output, "--workers", 2, "--device", "cpu", *more]  # fmt: skip
+
+
+def query_command(index, *videos):
+    return ["search.py", "query", "--index", index, "--json", "--device", "cpu", "--video", *videos]
+
+
+def content(index):
+    """Everything an index holds but the time stamps of its files."""
+    return {path.name: path.read_bytes() for path in sorted(index.iterdir())}
+
+
+def test_indexing_is_incremental(checkpoint, videos, tmp_path, run_script):
+    command = index_command(checkpoint, videos, tmp_path / "index")
+    first = run_script(*command, status=1)
+    assert "14 videos in" in first.stdout and "14 encoded, 0 already there" in first.stdout
+    assert "2 failed" in first.stdout and "failures.csv" in first.stderr
+    failures = (tmp_path / "index" / "failures.csv").read_text()
+    assert "damaged.avi," in failures and "link.mp4," in failures
+    before = content(tmp_path / "index")
+
+    again = run_script(*command, status=1)
+    assert "0 encoded, 14 already there" in again.stdout and content(tmp_path / "index") == before
+
+    (videos / "damaged.avi").unlink()
+    (videos / "link.mp4").unlink()
+    changed, gone = sorted((videos / CLASSES[2]).iterdir())[:2]
+    gone.unlink()
+    shutil.copy(next((videos / CLASSES[1]).iterdir()), changed)
+    shutil.copy(changed, videos / "new.avi")
+    third = run_script(*command)
+    assert "14 videos in" in third.stdout
+    assert "2 encoded, 12 already there, 1 no longer there, 0 failed" in third.stdout
+    fresh = tmp_path / "fresh"
+    run_script(*index_command(checkpoint, videos, fresh, "--batch-size", 5))
+    assert content(fresh) == content(tmp_path / "index")
+    assert sorted(path.suffix for path in fresh.iterdir()) == [".faiss", ".json", ".jsonl"]
+
+
+def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script):
+    run_script(*index_command(checkpoint, videos, tmp_path / "index"), status=1)
+    odd = videos / "odd [1] 'x'" / "deep" / "--line\nend <b>.avi"
+    sliding = sorted((videos / CLASSES[2]).iterdir())
+    command = query_command(tmp_path / "index", odd, *sliding)
+    found = json.loads(run_script(*command, "--top", 5).stdout)
+    assert [search["path"] for search in found] == [str(odd), *map(str, sliding)]
+    for search in found:
+        results = search["results"]
+        assert [r["rank"] for r in results] == [1, 2, 3, 4, 5] and results[0]["distance"] == 0
+        keys = [(r["distance"], r["path"]) for r in results]
+        assert keys == sorted(keys), "ties are in the order of the paths"
+        assert search["path"] in [r["path"] for r in results if r["distance"] == 0]
+    known = {r["class"] for search in found for r in search["results"]}
+    assert known <= {*CLASSES, None} and CLASSES[2] in known
+
+    found = json.loads(run_script(*command, "--top", 20, "--exclude-query").stdout)
+    for search in found:
+        assert len(search["results"]) == 13
+        assert search["path"] not in [r["path"] for r in search["results"]]
+
+    page = tmp_path / "page.html"
+    text = run_script(*[part for part in command if part != "--json"], "--html", page).stdout
+    assert "\\nend" in text and len(text.splitlines()) == 5 * 12 + 5, "one line a result"
+    assert page.read_text().count("data:image/webp") == 5 + 50
+
+
+def test_a_part_of_a_query_and_reranking(checkpoint, videos, tmp_path, run_script):
+    run_script(*index_command(checkpoint, videos, tmp_path / "index"), status=1)
+    video = next((videos / CLASSES[1]).iterdir())
+    command = query_command(tmp_path / "index", video)
+    whole = json.loads(run_script(*command, "--top", 14).stdout)[0]["results"]
+    same = json.loads(run_script(*command, "--top", 14, "--end", 100).stdout)[0]["results"]
+    part = json.loads(run_script(*command, "--top", 14, "--start", 0.4, "--end", 0.6).stdout)
+    ranked = json.loads(run_script(*command, "--top", 14, "--rerank", 14).stdout)[0]["results"]
+    assert whole == same != part[0]["results"]
+    assert {r["path"]: r["distance"] for r in ranked} == {r["path"]: r["distance"] for r in whole}
+    late = run_script(*command, "--start", 60, status=1)
+    assert "has no frame from 60 to inf s; its last is at" in late.stderr
+    assert "is not before" in run_script(*command, "--start", 2, "--end", 1, status=1).stderr
+
+
+def test_mistakes_are_one_line(checkpoint, videos, tmp_path, run_script):
+    other = write_checkpoint(tmp_path / "other.pt", seed=1)
+    index, video = tmp_path / "index", next((videos / CLASSES[2]).iterdir())
+    run_script(*index_command(checkpoint, videos, index), status=1)
+    moved = [*query_command(index, video), "--checkpoint", other]
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (moved, "made with another checkpoint"),
+        (index_command(other, videos, index), "made with another checkpoint"),
+        (index_command(checkpoint, videos, videos), "is no index"),
+        (index_command(checkpoint, tmp_path / "empty", index), "no video there"),
+        (index_command(checkpoint, tmp_path / "none", index), "no such folder"),
+        (index_command(tmp_path / "no.pt", videos, index), "no such checkpoint"),
+        (query_command(tmp_path, video), "no index"),
+        (query_command(index, tmp_path / "no.avi"), "No such file"),
+        (query_command(index, videos / "damaged.avi"), "cannot be opened as a video"),
+    ]
+    for command, message in cases:
+        error = run_script(*command, status=1).stderr
+        assert message in error and error.count("\n") == 1
+    both = run_script(*query_command(index, videos / "damaged.avi", video), status=1)
+    assert len(json.loads(both.stdout)) == 1, "the other query is answered all the same"
+
+
+def kill_and_repeat(command, output, kills, delays, whole):
+    """Kill the command after each delay beyond its first progress, then let it end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command, killed = [sys.executable, *map(str, command)], 0
+    while killed < kills:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        size = journal_size(output)
+        while process.poll() is None and journal_size(output) == size:
+            time.sleep(0.01)
+        time.sleep(next(delays))
+        assert process.poll() is None, "ended before the kill; index more videos"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert journal_size(output) > 0, "the kills came before any work"
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    done = result.stdout.partition(": ")[2]
+    assert 0 < int(done.split()[0]) < whole, "the last run had nothing, or everything, to do"
+
+
+def journal_size(output):
+    return sum(path.stat().st_size for path in output.glob(".journal-*")) if output.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"), [(120, 1), pytest.param(1000, 3, marks=pytest.mark.slow)]
+)
+def test_an_index_made_with_kills_equals_one_made_in_one_go(
+    count, kills, checkpoint, tmp_path, run_script
+):
+    make_dataset(tmp_path, classes=3, groups=5, videos=count, test_groups=1, side=40)
+    command = index_command(checkpoint, tmp_path / "videos", tmp_path / "whole", "--batch-size", 8)
+    run_script(*command)
+    command[command.index(tmp_path / "whole")] = tmp_path / "killed"
+    rng = random.Random(0)
+    delays = (rng.uniform(0, 0.05 if count < 1000 else 0.5) for _ in iter(int, 1))
+    kill_and_repeat(command, tmp_path / "killed", kills, delays, count)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_two_processes_share_the_work(checkpoint, videos, tmp_path, run_script):
+    run_script(*index_command(checkpoint, videos, tmp_path / "one"), status=1)
+    command = index_command(checkpoint, videos, tmp_path / "two")
+    result = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2,
+                        "--master-port", 29617, *command, status=1)  # fmt: skip
+    assert "14 encoded" in result.stdout
+    assert content(tmp_path / "one") == content(tmp_path / "two")
