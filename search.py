@@ -258,6 +258,8 @@ def search(index, path, values, args):
     for row in rows.tolist():
         video = index.video(row)
         found = os.path.join(root, video["path"])
+        nearby = os.path.relpath(found)
+        found = found if nearby.startswith("..") else nearby
         if args.exclude_query and is_same_file(path, found):
             continue
         results.append({"rank": len(results) + 1, "distance": bits[row], "class": video["class"],
