@@ -15,6 +15,7 @@ from conftest import EXTRACT, ROOT
 import train
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
 from utils.config import parse_args
+from utils.index import Index
 
 TINY = [
     "--clip-frames", 4, "--size", 16, "--width", 0.0625, "--bits", 12, "--epochs", 3,
@@ -87,6 +88,38 @@ def test_testing_writes_metrics_codes_and_a_picture(trained, run_script):
     first = codes["query_codes"].copy()
     run_script("test.py", "--checkpoint", trained / "best.pt", "--pictures", 0)
     assert np.array_equal(np.load(output / "codes.npz")["query_codes"], first)
+
+
+def test_the_page_and_the_projector_show_what_was_found(trained, tmp_path, run_script):
+    run_script("test.py", "--checkpoint", trained / "best.pt", "--html", "--projector",
+               "--pictures", 2, "--output", tmp_path)  # fmt: skip
+    page = (tmp_path / "retrieval.html").read_text()
+    right, wrong = page.count('<li class="right">'), page.count('<li class="wrong">')
+    assert right + wrong == 20 and right > 0 and page.count("data:image/webp") == 22
+    per_class = json.loads((tmp_path / "metrics.json").read_text())["map_per_class"]
+    for name, value in per_class.items():
+        assert f"<td>{name}</td><td>{value:.3f}</td>" in page
+    [folder] = (tmp_path / "projector").glob("*/codes")
+    rows = (folder / "metadata.tsv").read_text().splitlines()
+    assert rows[:2] == ["class\tset\tvideo", "Bouncing\tquery\tBouncing/v_Bouncing_g01_c01"]
+    codes = np.load(tmp_path / "codes.npz")
+    written = np.loadtxt(folder / "tensors.tsv")
+    expected = np.concatenate([codes["query_codes"], codes["database_codes"]])
+    assert len(rows) == 25 and np.allclose(written, expected, atol=1e-4)
+    assert (folder / "sprite.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_search_gives_the_codes_of_testing(demo, trained, tmp_path, run_script):
+    """Videos straight from their files and their frames as JPEGs differ in a few bits at most."""
+    run_script("search.py", "index", "--checkpoint", trained / "best.pt", "--videos",
+               demo / "videos", "--output", tmp_path / "index")  # fmt: skip
+    run_script("test.py", "--checkpoint", trained / "best.pt", "--output", tmp_path)
+    codes, index = np.load(tmp_path / "codes.npz"), Index(tmp_path / "index")
+    packed = np.packbits(codes["database_codes"] >= 0, axis=1)
+    expected = dict(zip(codes["database_names"].tolist(), packed, strict=True))
+    own = {index.video(row)["path"][:-4]: index.codes.reconstruct(row) for row in range(30)}
+    differ = [np.unpackbits(own[name] ^ code).sum() for name, code in expected.items()]
+    assert len(differ) == 18 and np.mean(differ) < 1
 
 
 def test_codes_from_elsewhere_are_compared_with_a_checkpoint(trained, tmp_path, run_script):
