@@ -110,7 +110,7 @@ def test_the_page_and_the_projector_show_what_was_found(trained, tmp_path, run_s
 
 
 def test_search_gives_the_codes_of_testing(demo, trained, tmp_path, run_script):
-    """Videos straight from their files and their frames as JPEGs differ in a few bits at most."""
+    """Frames from the file and from its JPEGs are not quite the same ones; the codes nearly are."""
     run_script("search.py", "index", "--checkpoint", trained / "best.pt", "--videos",
                demo / "videos", "--output", tmp_path / "index")  # fmt: skip
     run_script("test.py", "--checkpoint", trained / "best.pt", "--output", tmp_path)
@@ -119,7 +119,7 @@ def test_search_gives_the_codes_of_testing(demo, trained, tmp_path, run_script):
     expected = dict(zip(codes["database_names"].tolist(), packed, strict=True))
     own = {index.video(row)["path"][:-4]: index.codes.reconstruct(row) for row in range(30)}
     differ = [np.unpackbits(own[name] ^ code).sum() for name, code in expected.items()]
-    assert len(differ) == 18 and np.mean(differ) < 1
+    assert len(differ) == 18 and np.mean(differ) < 2  # of 12; 6 by chance
 
 
 def test_codes_from_elsewhere_are_compared_with_a_checkpoint(trained, tmp_path, run_script):
