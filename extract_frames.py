@@ -24,11 +24,15 @@ import cv2
 from tqdm import tqdm
 
 from utils.config import HelpFormatter, positive_float, positive_int, whole_number
+from utils.errors import one_line
 from utils.files import write_text
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
 from utils.workers import run_each
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EIO),
+)
 
 
 def build_parser():
@@ -107,7 +111,10 @@ def check_settings(frames, settings):
     if not path.exists():
         write_text(path, json.dumps(settings, indent=2) + "\n")
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        sys.exit(f"extract_frames.py: {path}: damaged; delete the folder and extract again")
     if earlier != settings:
         sys.exit(
             f"extract_frames.py: {frames} was extracted with {earlier}, not {settings}; give the "
@@ -134,6 +141,8 @@ def extract_video(job, settings):
     cv2.setNumThreads(1)
     num_frames, size, quality = (settings[key] for key in ("num_frames", "size", "quality"))
     try:
+        if len(folder.name.splitlines()) > 1:
+            raise VideoError("has a line end in its name, which no list can hold; rename it")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         if num_frames:
@@ -204,7 +213,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(build_parser().parse_args())
-    except KeyboardInterrupt:
-        sys.exit("\nextract_frames.py: stopped; run the same command to go on")
+    args = build_parser().parse_args()
+    with one_line("extract_frames.py", "--workers"):
+        main(args)

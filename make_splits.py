@@ -19,7 +19,8 @@ from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
 from utils.config import HelpFormatter, fraction
-from utils.files import write_text
+from utils.errors import one_line
+from utils.files import printable, write_text
 
 # name: path of the frame folder under the frames root. group: the videos that must stay together.
 Video = namedtuple("Video", "name label group")
@@ -114,6 +115,9 @@ def read_folder(args):
     """Every <frames>/<class>/<video>: test groups by name, or whole groups at random."""
     folders = sorted(f for f in args.frames.iterdir() if f.is_dir() and f.name[0] != ".")
     classes = [folder.name for folder in folders]
+    for name in (*classes, *(video.name for folder in folders for video in folder.iterdir())):
+        if len(name.splitlines()) > 1:
+            raise AnnotationError(f"{name!r} has a line end, which no list can hold; rename it")
     videos = [
         Video(f"{folder.name}/{video.name}", label, find_group(video.name, args.group_pattern))
         for label, folder in enumerate(folders)
@@ -137,7 +141,10 @@ def read_folder(args):
 def find_group(name, pattern):
     if pattern is None:
         return name
-    match = re.search(pattern, name)
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise AnnotationError(f"--group-pattern {pattern!r}: {error}") from error
     if match is None:
         raise AnnotationError(f"--group-pattern {pattern!r} does not match the video {name!r}")
     return match[1] if match.re.groups else match[0]
@@ -191,7 +198,7 @@ def leave_out_missing(splits, args):
            if not is_complete(args.frames / v.name, expected)}  # fmt: skip
     if bad:
         print(f"{len(bad)} videos have no complete frame folder under {args.frames}:")
-        print("\n".join(f"  {name}" for name in sorted(bad)[:20]))
+        print("\n".join(f"  {printable(name)}" for name in sorted(bad)[:20]))
         if len(bad) > 20:
             print(f"  ... and {len(bad) - 20} more")
         if not args.allow_missing:
@@ -224,14 +231,11 @@ def prove_disjoint(splits):
 
 def main(args):
     # ==== read ====
-    try:
-        if args.dataset != "folder" and args.annotations is None:
-            raise AnnotationError(f"--dataset {args.dataset} needs --annotations")
-        if args.dataset == "folder" and not args.frames.is_dir():
-            raise AnnotationError(f"--frames {args.frames}: no such folder")
-        classes, train, test = READERS[args.dataset](args)
-    except (AnnotationError, re.error) as error:
-        sys.exit(f"make_splits.py: {error}")
+    if args.dataset != "folder" and args.annotations is None:
+        raise AnnotationError(f"--dataset {args.dataset} needs --annotations")
+    if args.dataset == "folder" and not args.frames.is_dir():
+        raise AnnotationError(f"--frames {args.frames}: no such folder")
+    classes, train, test = READERS[args.dataset](args)
 
     # ==== divide and check ====
     train, val = hold_out(train, args.val_fraction, args.seed)
@@ -257,4 +261,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(build_parser().parse_args())
+    args = build_parser().parse_args()
+    with one_line("make_splits.py", "the number of videos"):
+        main(args)

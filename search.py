@@ -30,7 +30,8 @@ from utils import dist
 from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.codes import binarize
 from utils.config import HelpFormatter, non_negative_float, positive_float, positive_int
-from utils.files import write_text
+from utils.errors import one_line
+from utils.files import printable, write_text
 from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
 from utils.page import PREVIEW_HEIGHT, preview, write_page
 from utils.retrieval import encode_batch
@@ -99,14 +100,9 @@ def read_clip(path, preprocessing, start=0.0, end=float("inf")):
     """((T, H, W, 3) uint8 clip, None), or (None, reason). Runs in a worker process."""
     cv2.setNumThreads(1)
     try:
-        before = os.stat(path)
         frames, size = preprocessing["clip_frames"], preprocessing["frame_size"]
-        clip = read_video(path, frames, size, start, end)
-        after = os.stat(path)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            return None, "changed while it was read; run again"
-        return clip, None
-    except (VideoError, OSError, cv2.error) as error:
+        return read_video(path, frames, size, start, end), None
+    except (VideoError, cv2.error) as error:
         return None, " ".join(str(error).split())
 
 
@@ -118,7 +114,7 @@ def read_preview(path, start=0.0, end=float("inf")):
             height, width = next(frames)[1]().shape[:2]
         size = (PREVIEW_HEIGHT, max(1, round(PREVIEW_HEIGHT * width / height)))
         return preview(read_video(path, PREVIEW_FRAMES, size, start, end)), None
-    except (VideoError, OSError, cv2.error) as error:
+    except (VideoError, cv2.error) as error:
         return None, str(error)
 
 
@@ -205,7 +201,7 @@ def write_failures(path, failures):
         return
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("video", "reason"), *failures.items()])
-    write_text(path, table.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+    write_text(path, table.getvalue())
 
 
 def index_videos(args):
@@ -265,11 +261,6 @@ def search(index, path, values, args):
         results.append({"rank": len(results) + 1, "distance": bits[row], "class": video["class"],
                         "path": found})  # fmt: skip
     return results[: args.top]
-
-
-def printable(name):
-    """A path for one line of a terminal: control and undecodable characters are escaped."""
-    return name if name.isprintable() else repr(name)
 
 
 def print_results(searches):
@@ -341,11 +332,9 @@ def main(args):
 
 
 if __name__ == "__main__":
+    args = build_parser().parse_args()
     try:
-        sys.exit(main(build_parser().parse_args()))
-    except (CheckpointError, IndexFileError, ValueError, OSError) as error:
-        sys.exit(f"search.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nsearch.py: stopped; run the same command to go on")
+        with one_line("search.py", "--batch-size"):
+            sys.exit(main(args))
     finally:
         dist.stop()

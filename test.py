@@ -10,7 +10,6 @@ database_codes, database_labels. Several files of either kind give one compariso
 
 import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from datasets import (
     FrameFolders,
     SplitError,
+    check_disjoint,
     even_frames,
     list_frames,
     prepare,
@@ -30,9 +30,10 @@ from datasets import (
 )
 from models import build_model
 from utils import dist
-from utils.checkpoint import CheckpointError, load_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.codes import binarize, load_codes, save_codes
 from utils.config import HelpFormatter, positive_int, whole_number
+from utils.errors import one_line
 from utils.files import write_text
 from utils.metrics import evaluate
 from utils.page import preview, write_page
@@ -89,6 +90,7 @@ def load_sets(args, checkpoint):
     ]
     if not all(map(len, sets)):
         raise SplitError(f"{splits}: test.txt and train.txt must both name videos")
+    check_disjoint(splits, sets[0].names, sets[1].names)
     return sets
 
 
@@ -230,6 +232,7 @@ def short_names(paths):
 
 def main(args):
     # ==== where ====
+    args.device = dist.start(args.device)
     files = args.checkpoint + args.codes
     is_single = len(files) == 1
     beside = Path(args.checkpoint[0]).parent / "test" if is_single and args.checkpoint else None
@@ -264,12 +267,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if not args.checkpoint + args.codes:
         parser.error("give --checkpoint or --codes")
-    args.device = dist.start(args.device)
     try:
-        main(args)
-    except (SplitError, CheckpointError, ValueError, OSError) as error:
-        sys.exit(f"test.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ntest.py: stopped")
+        with one_line("test.py", "--batch-size"):
+            main(args)
     finally:
         dist.stop()

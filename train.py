@@ -28,6 +28,7 @@ from datasets import (
     augment,
     build_cache,
     build_loaders,
+    check_disjoint,
     prepare,
     read_classes,
     read_split,
@@ -35,7 +36,7 @@ from datasets import (
 from losses import DISTANCES, MINING
 from models import BACKBONES, build_network
 from utils import dist
-from utils.checkpoint import CheckpointError, Training, save_checkpoint
+from utils.checkpoint import Training, save_checkpoint
 from utils.codes import binarize
 from utils.config import (
     HelpFormatter,
@@ -46,6 +47,7 @@ from utils.config import (
     positive_int,
     whole_number,
 )
+from utils.errors import one_line
 from utils.files import write_text
 from utils.interrupt import CheckpointTimer
 from utils.log import RunLog, describe_environment
@@ -64,15 +66,16 @@ FREE_SETTINGS = {
     *("save_minutes", "save_steps", "eval_every"),
 }
 NETWORK_SETTINGS = ("backbone", "bits", "width", "shortcut", "dropout")
+COLLAPSED = 0.02  # standard deviation of a bit over a batch below which all codes are one
+COLLAPSE_ADVICE = (
+    "warning: the codes have collapsed, clips get nearly the same one. Usual remedies: lower --lr, "
+    "longer --warmup-epochs, --mining batch-all rather than batch-hard, more --classes-per-batch"
+)
 CHECK_EVERY = 20  # steps between looks at the loss, since each look waits for the GPU
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
-
-
-class Stopped(Exception):
-    """A signal asked to leave, and a checkpoint has been written."""
+class TrainingError(ValueError):
+    """Training cannot go on; the message says what to change."""
 
 
 # fmt: off
@@ -184,7 +187,7 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     precision = mixed_precision(device, args.amp)
     generator = torch.Generator(device)
     batches = len(loader)
-    totals = torch.tensor(training.totals or [0.0] * 4, dtype=torch.float64, device=device)
+    totals = torch.tensor(training.totals or [0.0] * 5, dtype=torch.float64, device=device)
     bar = tqdm(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, leave=False,
                initial=training.batch, unit="batch", disable=not dist.is_main())  # fmt: skip
     network.train()
@@ -209,19 +212,20 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
         training.scaler.update()
         training.scheduler.step()
 
-        magnitude = codes.detach().abs().mean()
-        totals += torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude])
+        magnitude, spread = codes.detach().abs().mean(), codes.detach().std(dim=0).mean()
+        totals += torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude, spread])
         training.batch += 1
         seen += len(labels)
         if training.batch % CHECK_EVERY == 0 or training.batch == batches:
             check_finite(totals, step)
             bar.set_postfix(loss=f"{totals[0].item() / training.batch:.3f}")
         after_step(step + 1, totals)
-    loss, active, valid, magnitude = totals.tolist()
+    loss, active, valid, magnitude, spread = totals.tolist()
     return {
         "train/loss": loss / batches,
         "train/active_share": active / max(valid, 1),
         "train/code_magnitude": magnitude / batches,
+        "train/code_spread": spread / batches,
         "train/clips_per_second": seen / (time.perf_counter() - started),
         "train/learning_rate": training.scheduler.get_last_lr()[0],
     }
@@ -267,6 +271,7 @@ def open_sets(args, device):
         sets.append(data)
     if not len(sets[0]):
         raise SplitError(f"{splits}/train.txt: names no videos")
+    check_disjoint(splits, sets[0].names, sets[1].names)
     return *sets, classes
 
 
@@ -325,11 +330,14 @@ def main(args):
 
     # ==== run folder ====
     run = Path(args.output)
-    if args.restart and dist.is_main():
-        for name in ("last.pt", "best.pt"):  # else a new run could end with an old one's best
-            (run / name).unlink(missing_ok=True)
-    if (run / "last.pt").exists() and not args.restart:
-        training.resume(run / "last.pt", settings_of(args), FREE_SETTINGS)
+    last, previous, best = (run / f"{name}.pt" for name in ("last", "previous", "best"))
+    if dist.is_main():
+        for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
+            path.unlink(missing_ok=True)  # else a new run could end with an old one's best
+    if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
+        complaint = training.resume(resumable, settings_of(args), FREE_SETTINGS)
+        if complaint:
+            tell(f"{complaint}; going on from {previous} instead")
         tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
     log = RunLog(run, training.epoch) if dist.is_main() else None
     if dist.is_main():
@@ -344,7 +352,7 @@ def main(args):
     )
     timer = CheckpointTimer(args.save_minutes, args.save_steps, device)
 
-    def save(name, **more):
+    def save(path, **more):
         content = {
             "network": settings,
             "preprocessing": preprocessing,
@@ -355,15 +363,15 @@ def main(args):
             "model": model.state_dict(),
         }
         if dist.is_main():
-            save_checkpoint(run / name, {**content, **more})
+            save_checkpoint(path, {**content, **more}, previous if path == last else None)
 
     def after_step(step, totals):
         if timer.is_due(step):
             check_finite(totals, step)
             training.totals = tuple(totals.tolist())
-            save("last.pt", training=training.state())
+            save(last, training=training.state())
             if timer.must_stop():
-                raise Stopped(f"stopped after step {step}; the same command goes on from there")
+                sys.exit(f"train.py: stopped after step {step}; the same command goes on there")
 
     # ==== loop ====
     while training.epoch < args.epochs:
@@ -385,10 +393,12 @@ def main(args):
         if log:
             log.write(record)
         tell(describe(record, args))
+        if record["train/code_spread"] < COLLAPSED:
+            tell(COLLAPSE_ADVICE)
         if is_best:  # first, so that a kill between the two repeats this epoch and loses neither
-            save("best.pt", val_map=training.best_map)
-        save("last.pt", training=training.state())
-    tell(f"{run / 'best.pt'} and {run / 'last.pt'}: test them with test.py --checkpoint")
+            save(best, val_map=training.best_map)
+        save(last, training=training.state())
+    tell(f"{best} and {last}: test them with test.py --checkpoint")
 
 
 def tell(line):
@@ -418,10 +428,7 @@ if __name__ == "__main__":
     else:
         torch.backends.cudnn.benchmark = True
     try:
-        main(args)
-    except (SplitError, CheckpointError, TrainingError, Stopped, ValueError) as error:
-        sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:  # before the first step, where there is nothing to keep
-        sys.exit("\ntrain.py: stopped")
+        with one_line("train.py", "--classes-per-batch, --clip-frames, --size or --width"):
+            main(args)
     finally:
         dist.stop()

@@ -4,6 +4,7 @@ from datasets.cache import PLACES, CachedClips, build_cache
 from datasets.frames import (
     FrameFolders,
     SplitError,
+    check_disjoint,
     even_frames,
     list_frames,
     read_classes,
@@ -22,6 +23,7 @@ __all__ = [
     "FrameFolders",
     "PKBatchSampler",
     "SplitError",
+    "check_disjoint",
     "even_frames",
     "list_frames",
     "read_classes",

@@ -54,13 +54,29 @@ def build_cache(data, frames, folder, workers):
             f"--cache: {folder} has {free / 1e9:.1f} GB free and the clips take {need / 1e9:.1f} "
             "GB; give another --cache-folder or --cache none"
         )
+    _remove_stale(folder)
     aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
-        _fill(np.lib.format.open_memmap(aside, "w+", np.uint8, shape), data, workers)
+        array = np.lib.format.open_memmap(aside, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk must fail now: later it kills by SIGBUS
+            with open(aside, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(aside))
+        _fill(array, data, workers)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     return path
+
+
+def _remove_stale(folder):
+    """Delete what killed processes of this machine left half-built."""
+    for aside in folder.glob(f".*.{platform.node()}.*.partial"):
+        try:
+            os.kill(int(aside.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            aside.unlink(missing_ok=True)
+        except PermissionError:  # another user's, and alive
+            continue
 
 
 def _fill(array, data, workers):

@@ -1,9 +1,12 @@
 """Paths, and the real scripts run as a user runs them."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,14 +31,42 @@ def data():
     return path_of
 
 
+# Scripts run in processes forked from one that has imported PyTorch and the like and done nothing
+# else: importing them takes three seconds, which a hundred runs would each spend.
+os.environ |= {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train", "test", "search", "extract_frames", "make_splits"])
+
+
+def _run_as_main(arguments, cwd, output, error):
+    """What `python ARGUMENTS` does, in a process of its own."""
+    os.chdir(cwd)
+    for path, stream in ((output, 1), (error, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(ROOT))
+    script = arguments[0] if cwd == ROOT else str(ROOT / arguments[0])
+    runpy.run_path(script, run_name="__main__")
+
+
 @pytest.fixture(scope="session")
-def run_script():
-    """A function that runs a script of the repository by subprocess and checks its exit status."""
+def run_script(tmp_path_factory):
+    """A function that runs a script of the repository in a process and checks its exit status."""
+    folder = tmp_path_factory.mktemp("output")
 
     def run(*arguments, status=0, cwd=ROOT):
-        command = [sys.executable, *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-        result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        arguments = tuple(map(str, arguments))
+        if arguments[0] == "-m":
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment,
+                                    capture_output=True, text=True)  # fmt: skip
+        else:
+            paths = folder / "out", folder / "err"
+            process = SERVER.Process(target=_run_as_main, args=(arguments, cwd, *paths))
+            process.start()
+            process.join()
+            texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+            result = SimpleNamespace(returncode=process.exitcode, stdout=texts[0], stderr=texts[1])
         assert result.returncode == status, result.stdout + result.stderr
         return result
 

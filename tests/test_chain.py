@@ -232,7 +232,7 @@ def test_sigterm_writes_a_checkpoint_and_leaves_with_a_message(demo, tmp_path, r
     command = train_command(demo, tmp_path / "run", "--epochs", 200, "--eval-every", 200)
     status = start_and_signal(command, tmp_path / "run", signal.SIGTERM, 0.3)
     message = (tmp_path / "log").read_text()
-    assert status == 1 and "the same command goes on from there" in message
+    assert status == 1 and "the same command goes on there" in message
     assert "Traceback" not in message
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]
     assert 0 < state["epoch"] < 200

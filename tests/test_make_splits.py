@@ -141,5 +141,5 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
 )
 def test_mistakes_end_in_one_line(tmp_path, flags, message):
     make_tree(tmp_path / "frames", ["a/v1", "a/v2"])
-    with pytest.raises(SystemExit, match=message.replace("(", r"\(")):
+    with pytest.raises(make_splits.AnnotationError, match=message.replace("(", r"\(")):
         split(tmp_path, *flags, "--frames", tmp_path / "frames")

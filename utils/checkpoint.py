@@ -1,5 +1,6 @@
 """Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
 
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that says why."""
 
 
-def save_checkpoint(path, content):
-    """Write `content` (dict of tensors and plain Python values) aside and rename it to `path`."""
+def save_checkpoint(path, content, previous=None):
+    """Write `content` (dict of tensors and plain Python values) aside and rename it to `path`.
+
+    previous: where the earlier file of that path is kept.
+    """
     with write_aside(path) as temporary:
         torch.save({"format": FORMAT, **content}, temporary)
+        if previous and Path(path).exists():
+            os.replace(path, previous)
 
 
 def load_checkpoint(path):
@@ -65,13 +71,21 @@ class Training:
             for name, part in vars(self).items()
         }
 
-    def resume(self, path, settings, free):
-        """Go on from the checkpoint at `path` if its run is the same.
+    def resume(self, paths, settings, free):
+        """Go on from the first of the checkpoints `paths` that is whole, if its run is the same.
 
-        settings: dict of this run's flags. free: names of those that may differ. Raises
-        CheckpointError that names the others.
+        settings: dict of this run's flags. free: names of those that may differ. Returns what was
+        wrong with the checkpoints passed over, or None. Raises CheckpointError when none is whole,
+        or one that names the settings that differ.
         """
-        checkpoint = load_checkpoint(path)
+        path = paths[0]
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            if not paths[1:]:
+                raise
+            self.resume(paths[1:], settings, free)
+            return str(error)
         if "training" not in checkpoint:
             raise CheckpointError(f"{path}: holds no optimiser; only a last.pt can be resumed")
         earlier = checkpoint["settings"]
@@ -91,3 +105,4 @@ class Training:
                 part.load_state_dict(value)
             else:
                 setattr(self, name, value)
+        return None

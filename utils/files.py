@@ -25,6 +25,11 @@ def write_aside(path):
 
 
 def write_text(path, text):
-    """Write `text` (str) to `path` as UTF-8, aside and renamed."""
+    """Write `text` to `path` as UTF-8, aside and renamed; file names keep their very bytes."""
     with write_aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+def printable(name):
+    """A file name for one line of a terminal: control and undecodable characters are escaped."""
+    return str(name) if str(name).isprintable() else repr(str(name))

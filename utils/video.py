@@ -1,15 +1,19 @@
 """Decoding a video file into frames with OpenCV, in one pass and in bounded memory."""
 
 import os
-
-# FFmpeg reads these when it opens a video: one thread a video, because videos are decoded in
-# parallel, and no lines about damaged files, whose reason we report ourselves.
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "threads;1")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+import stat
 
 import cv2
 import numpy as np
 
+# FFmpeg reads these when it opens a video: one thread a video, because videos are decoded in
+# parallel; videos only, since a playlist may name any file; and no lines about damaged files, whose
+# reason we report ourselves.
+FORMATS = "avi,mov,matroska,mpeg,mpegvideo,mpegts,m4v,asf,flv,ogg,gif"
+os.environ.setdefault(
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS", f"threads;1|format_whitelist;{FORMATS}|protocol_whitelist;file"
+)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 VIDEO_SUFFIXES = (
@@ -40,14 +44,29 @@ def resize_frame(frame, size):
     return cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=method), cv2.COLOR_BGR2RGB)
 
 
+def _stat(path):
+    """os.stat of a file that may be a video; VideoError of anything else, which may block."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoError(f"cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError("is not a file")
+    if status.st_size == 0:
+        raise VideoError("is empty")
+    return status
+
+
 def iterate_video(path, start=0.0, end=float("inf")):
     """Decode `path` once and yield `(index, retrieve)` for each frame shown from start to end.
 
     `retrieve()`, valid until the next step, gives the frame as (H, W, 3) uint8 BGR; a frame that
     is not retrieved costs no conversion. Frames before the start are decoded too, since seeking
     finds other frames than asked for in many files. The frame count in the container is never read:
-    many are wrong. start, end: seconds. Raises VideoError when nothing can be decoded.
+    many are wrong. start, end: seconds. Raises VideoError when nothing can be decoded, or the file
+    is still being written.
     """
+    before = _stat(path)
 
     def retrieve():
         decoded, frame = capture.retrieve()
@@ -74,6 +93,9 @@ def iterate_video(path, start=0.0, end=float("inf")):
                 index += 1
         if seconds is None:
             raise VideoError("no frame could be decoded")
+        after = _stat(path)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise VideoError("changed while it was read; run again when it is whole")
         if index == 0:
             raise VideoError(
                 f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s"
