@@ -45,6 +45,8 @@ from utils.config import (
     parse_args,
     positive_float,
     positive_int,
+    share,
+    two_or_more,
     whole_number,
 )
 from utils.errors import one_line
@@ -109,9 +111,9 @@ def build_parser():
     add = parser.add_argument_group("clip and augmentation").add_argument
     add("--clip-frames", type=positive_int, default=16, help="frames a clip; 16 or 32 are usual")
     add("--size", type=positive_int, default=112, help="side of the network's input, pixels")
-    add("--crop", type=positive_float, default=0.875,
+    add("--crop", type=share, default=0.875,
         help="side of the central test crop over the frame's shorter side; 0.875 is 112 of 128")
-    add("--crop-scale", type=positive_float, nargs=2, default=[0.7, 1.0], metavar=("LEAST", "MOST"),
+    add("--crop-scale", type=share, nargs=2, default=[0.7, 1.0], metavar=("LEAST", "MOST"),
         help="side of the random training crop over the frame's shorter side")
     add("--flip", action=switch, default=True,
         help="mirror half of the training clips; off where left and right are different actions")
@@ -145,8 +147,8 @@ def build_parser():
     add("--margin", type=positive_float, help="in units of the distance; bits / 4 when not given")
     add("--average", choices=("active", "valid"), default="active",
         help="mean over the triplets with a loss above zero, or over all valid ones")
-    add("--classes-per-batch", type=positive_int, default=8, help="P")
-    add("--clips-per-class", type=positive_int, default=4, help="K, 2 or more; a batch is P x K")
+    add("--classes-per-batch", type=two_or_more, default=8, help="P, 2 or more")
+    add("--clips-per-class", type=two_or_more, default=4, help="K, 2 or more; a batch is P x K")
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=positive_int, default=100, help="times through the training list")
@@ -263,6 +265,10 @@ def open_sets(args, device):
     for part in ("train", "val"):
         names, labels = read_split(splits / f"{part}.txt", len(classes))
         data = FrameFolders(names, labels, args.frames, args.clip_frames)
+        stored = data.extracted if args.cache == "none" else args.cache_frames
+        if stored and stored < args.clip_frames:
+            where = "extract_frames.py --num-frames" if args.cache == "none" else "--cache-frames"
+            raise SplitError(f"--clip-frames {args.clip_frames}: only {stored} a video ({where})")
         if names and args.cache != "none":
             folder = args.cache_folder or Path(args.frames) / ".cache"
             with dist.main_first():
@@ -338,6 +344,7 @@ def main(args):
         complaint = training.resume(resumable, settings_of(args), FREE_SETTINGS)
         if complaint:
             tell(f"{complaint}; going on from {previous} instead")
+            last.unlink(missing_ok=True)  # or it would become the next previous.pt
         tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
     log = RunLog(run, training.epoch) if dist.is_main() else None
     if dist.is_main():
@@ -420,6 +427,8 @@ def describe(record, args):
 if __name__ == "__main__":
     parser = build_parser()
     args = parse_args(parser)
+    if args.crop_scale[0] > args.crop_scale[1]:
+        parser.error("--crop-scale: the least is above the most")
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in its own units")
     args.margin = args.margin or args.bits / 4

@@ -1,5 +1,6 @@
 """A data set of clips over a split list and the frame folders it names."""
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -116,6 +117,22 @@ def read_frame(path):
     return frame
 
 
+def extracted_frames(root):
+    """Frames a video that extract_frames.py wrote below `root`: 0 for all, None if not its work."""
+    record = Path(root) / "extraction.json"
+    if not record.exists():
+        return None
+    try:
+        return int(json.loads(record.read_text(encoding="utf-8"))["num_frames"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SplitError(f"{record}: damaged; delete {root} and run extract_frames.py") from error
+
+
+def is_numbered(paths):
+    """Whether sorted frames are 000000.jpg to the last one, as extract_frames.py names them."""
+    return paths[-1].stem == f"{len(paths) - 1:06d}"
+
+
 class FrameFolders(Dataset):
     """Clips of `clip_frames` frames from the folders that a split list names.
 
@@ -136,6 +153,7 @@ class FrameFolders(Dataset):
                 f"{len(missing)} of {len(names)} frame folders are missing under {self.root}, "
                 f"the first is {missing[0]}; run extract_frames.py, or correct --frames"
             )
+        self.extracted = extracted_frames(self.root)
         self.frame_size = read_frame(list_frames(self.root / names[0])[0]).shape if names else None
 
     def __len__(self):
@@ -148,6 +166,12 @@ class FrameFolders(Dataset):
     def read(self, index, choose):
         """Frames of a video as (T, H, W, 3) uint8; `choose` turns their number into positions."""
         paths = list_frames(self.root / self.names[index])
+        expected = self.extracted or len(paths)
+        if len(paths) != expected or (self.extracted is not None and not is_numbered(paths)):
+            raise SplitError(
+                f"{self.root / self.names[index]}: frames are missing; delete the folder and run "
+                "extract_frames.py again"
+            )
         positions = choose(len(paths))
         clip = np.empty((len(positions), *self.frame_size), np.uint8)
         for t, position in enumerate(positions):

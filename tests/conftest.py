@@ -38,14 +38,14 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["train", "test", "search", "extract_frames", "make_splits"])
 
 
-def _run_as_main(arguments, cwd, output, error):
+def run_as_main(arguments, cwd, output, error):
     """What `python ARGUMENTS` does, in a process of its own."""
-    os.chdir(cwd)
+    os.chdir(cwd or ROOT)
     for path, stream in ((output, 1), (error, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = list(arguments)
     sys.path.insert(0, str(ROOT))
-    script = arguments[0] if cwd == ROOT else str(ROOT / arguments[0])
+    script = arguments[0] if cwd in (None, ROOT) else str(ROOT / arguments[0])
     runpy.run_path(script, run_name="__main__")
 
 
@@ -62,7 +62,7 @@ def run_script(tmp_path_factory):
                                     capture_output=True, text=True)  # fmt: skip
         else:
             paths = folder / "out", folder / "err"
-            process = SERVER.Process(target=_run_as_main, args=(arguments, cwd, *paths))
+            process = SERVER.Process(target=run_as_main, args=(arguments, cwd, *paths))
             process.start()
             process.join()
             texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]

@@ -94,6 +94,14 @@ def positive_int(text):
     return value
 
 
+def two_or_more(text):
+    """argparse type: a whole number of at least 2."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
+
+
 def whole_number(text):
     """argparse type: a whole number of at least 0."""
     value = int(text)
@@ -107,6 +115,14 @@ def positive_float(text):
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def share(text):
+    """argparse type: a number above 0 and up to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return value
 
 

@@ -16,13 +16,17 @@ def start(device=None):
     """Join the processes that torchrun started, if it did. Returns this process's torch.device.
 
     device: a name, or None for this process's GPU where there is one and else the CPU.
+    Raises ValueError for a device that is not there.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device is None:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    try:
+        device = torch.device(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device

@@ -17,7 +17,10 @@ def one_line(script, to_lower):
     except KeyboardInterrupt:
         sys.exit(f"\n{script}: stopped; the same command goes on")
     except (ValueError, OSError) as error:
-        sys.exit(f"{script}: {error}")
+        reason = str(error).rstrip()
+        if "Original Traceback" in reason:  # how PyTorch passes on an error of a worker process
+            reason = reason.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"{script}: {reason}")
     except (RuntimeError, MemoryError) as error:
         reason = explain(error, to_lower)
         if reason is None:
@@ -29,16 +32,21 @@ def explain(error, to_lower):
     """What a RuntimeError of PyTorch or a MemoryError means, or None if that is not known."""
     text = f"{type(error).__name__}: {error}".lower()
     causes = {
-        f"out of memory; lower {to_lower}": ("outofmemory", "out of memory", "memoryerror",
-                                             "can't allocate memory"),
-        "a process that reads frames was killed, perhaps for its memory; lower --workers":
-            ("dataloader worker",),
-        "another process of this run has ended; its own message is above":
-            ("connection closed", "connection reset", "broken pipe", "distbackenderror", "nccl"),
-        "a file could not be written whole, and the earlier one is kept; is the disk full?":
-            ("pytorchstreamwriter", "unexpected pos"),
-    }  # fmt: skip
-    for reason, signs in causes.items():
+        ("outofmemory", "out of memory", "memoryerror", "can't allocate memory"): (
+            f"out of memory; lower {to_lower}"
+        ),
+        ("dataloader worker",): (
+            "a process that reads frames was killed: with the whole run, or for its memory, in which "
+            "case lower --workers"
+        ),
+        ("connection closed", "connection reset", "broken pipe", "distbackenderror", "nccl"): (
+            "another process of this run has ended; its own message is above"
+        ),
+        ("pytorchstreamwriter", "unexpected pos"): (
+            "a file could not be written whole, and the earlier one is kept; is the disk full?"
+        ),
+    }
+    for signs, reason in causes.items():
         if any(sign in text for sign in signs):
             return reason
     return None
