@@ -36,8 +36,8 @@ def explain(error, to_lower):
             f"out of memory; lower {to_lower}"
         ),
         ("dataloader worker",): (
-            "a process that reads frames was killed: with the whole run, or for its memory, in which "
-            "case lower --workers"
+            "a process that reads frames was killed: with the whole run, or for its memory (then "
+            "lower --workers)"
         ),
         ("connection closed", "connection reset", "broken pipe", "distbackenderror", "nccl"): (
             "another process of this run has ended; its own message is above"
