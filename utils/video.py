@@ -14,7 +14,7 @@ os.environ.setdefault(
     "OPENCV_FFMPEG_CAPTURE_OPTIONS", f"threads;1|format_whitelist;{FORMATS}|protocol_whitelist;file"
 )
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"),

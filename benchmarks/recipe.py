@@ -1,0 +1,350 @@
+"""Which loss, sampling and code settings retrieve best: settings x seeds -> results.csv, a table.
+
+    python -m benchmarks.recipe features --features ucf101_vgg16_14classes.npz --output results
+    python -m benchmarks.recipe clips --frames frames --splits splits --output results
+
+The first trains the hash layer alone on features of real UCF101 videos (arrays features, labels,
+is_train, names), seconds a run, one change at a time from the default, and measures on a
+validation part of the training videos that is chosen by UCF101 groups; --final trains on all of
+them and measures on the test videos. The second runs train.py and test.py on frame folders. A run
+that is already in results.csv is not repeated. RESULTS.md holds what came out.
+"""
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from datasets import PKBatchSampler
+from losses import MINING
+from losses.triplet import DISTANCES
+from models import HashingNetwork
+from utils.codes import binarize
+from utils.metrics import evaluate
+
+DEFAULT = {
+    "bits": 64, "steps": 300, "lr": 1e-3, "dropout": 0.5, "weight_decay": 0.05,
+    "mining": "batch-all", "distance": "hamming", "margin": 0.25, "average": "active",
+    "classes": 14, "clips": 8, "triplet": 1.0, "slope": 1.0, "unseen": 0,
+}  # fmt: skip
+# A margin is a fraction of the largest distance: K Hamming, 4K squared, 2 sqrt(K) plain.
+LARGEST = {"hamming": lambda k: k, "squared": lambda k: 4 * k, "euclidean": lambda k: 2 * k**0.5}
+REFERENCE = {  # squared distance and the margin of 20 at 64 bits, all valid triplets, plain batches
+    "distance": "squared", "margin": 20 / 256, "average": "valid", "plain_batch": 120,
+}  # fmt: skip
+CHANGES = {
+    "default": {},
+    "reference method": REFERENCE,
+    "reference method, its SGD": {**REFERENCE, "sgd": 1e-3},
+    **{f"margin K/{n}": {"margin": 1 / n} for n in (16, 8, 3, 2)},
+    **{f"squared, margin 4K/{n}": {"distance": "squared", "margin": 1 / n} for n in (16, 8, 4, 2)},
+    **{f"plain, margin 2√K/{n}": {"distance": "euclidean", "margin": 1 / n} for n in (8, 4, 2)},
+    "mean over valid triplets": {"average": "valid"},
+    "batch-hard": {"mining": "batch-hard"},
+    "batch-hard, margin K/2": {"mining": "batch-hard", "margin": 0.5},
+    "semi-hard": {"mining": "semi-hard"},
+    **{
+        f"P {p}, K {k}": {"classes": p, "clips": k}
+        for p, k in ((4, 28), (7, 16), (14, 4), (14, 16))
+    },
+    **{f"quantisation {w}": {"quantisation": w} for w in (0.1, 1.0)},
+    **{f"bit balance {w}": {"balance": w} for w in (0.1, 1.0)},
+    **{f"decorrelation {w}": {"decorrelation": w} for w in (0.1, 1.0)},
+    "tanh slope to 5": {"slope": 5.0},
+    "tanh slope to 10": {"slope": 10.0},
+    **{f"classification {w}": {"classification": w} for w in (0.1, 0.3, 1.0, 3.0)},
+    "classification alone": {"classification": 1.0, "triplet": 0.0},
+    "central similarity alone": {"central": 1.0, "triplet": 0.0},
+    "central similarity 1.0": {"central": 1.0},
+    "proxies alone": {"proxy": 1.0, "triplet": 0.0},
+    "proxies 1.0": {"proxy": 1.0},
+    "average precision alone": {"average_precision": 1.0, "triplet": 0.0},
+    "average precision 1.0": {"average_precision": 1.0},
+    **{f"dropout {p}": {"dropout": p} for p in (0.0, 0.25, 0.75, 0.9)},
+    **{f"learning rate {lr}": {"lr": lr} for lr in (1e-4, 3e-4, 3e-3)},
+    **{f"weight decay {w}": {"weight_decay": w} for w in (0.0, 0.5)},
+    **{f"{n} steps": {"steps": n} for n in (100, 1000)},
+    **{f"{k} bits": {"bits": k} for k in (12, 16, 32, 48, 128)},
+    "3 classes unseen": {"unseen": 3},
+}  # fmt: skip
+"""Name -> what differs from DEFAULT. --combine adds the union of several, as `A + B`."""
+
+
+# ==== losses tried here: those that help move to losses/ ====
+
+
+def semi_hard(codes, labels, margin, distance):
+    """Triplets whose negative is farther than the positive but within the margin (Schroff 2015)."""
+    distances = DISTANCES[distance](codes)
+    same = labels[:, None] == labels
+    gap = distances[:, None, :] - distances[:, :, None]  # [a, p, n]
+    valid = (same & ~torch.eye(len(labels), dtype=torch.bool))[:, :, None] & ~same[:, None, :]
+    chosen = valid & (gap > 0) & (gap < margin)
+    return ((margin - gap) * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def decorrelation(codes):
+    """Squared correlations of different bits (Barlow Twins' second term, Zbontar et al. 2021)."""
+    centred = codes - codes.mean(0)
+    correlation = functional.normalize(centred, dim=0).T @ functional.normalize(centred, dim=0)
+    off = correlation - torch.diag(torch.diag(correlation))
+    return off.square().mean()
+
+
+def hadamard_centres(classes, bits, generator):
+    """Central similarity's targets (Yuan et al. 2020): rows of a Hadamard matrix, cut to K bits."""
+    matrix, size = torch.ones(1, 1), 1
+    while size < max(bits, classes):
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        size *= 2
+    rows = 1 + torch.randperm(size - 1, generator=generator)[:classes]
+    return matrix[rows, :bits]
+
+
+def tie_aware_ap(codes, labels):
+    """1 - mean AP of the batch over histograms of relaxed distances (He et al., CVPR 2018)."""
+    bits = codes.shape[1]
+    distances = (bits - codes @ codes.T) / 2
+    others = ~torch.eye(len(labels), dtype=torch.bool)
+    relevant = (labels[:, None] == labels) & others
+    bins = torch.arange(bits + 1)
+    share = (1 - (distances[..., None] - bins).abs()).clamp(min=0)  # (B, B, K + 1)
+    found = (share * relevant[..., None]).sum(1)
+    seen = (share * others[..., None]).sum(1)
+    below = found.cumsum(1), seen.cumsum(1)
+    precision = (1 + 2 * below[0] - found) / (1 + 2 * below[1] - seen)
+    return 1 - ((found * precision).sum(1) / relevant.sum(1).clamp(min=1)).mean()
+
+
+# ==== one run on features ====
+
+
+def read_features(path):
+    """Arrays of the file, standardised by one number, with the UCF101 group of each video."""
+    with np.load(path) as file:
+        features = torch.from_numpy(file["features"].astype(np.float32))
+        labels, is_train = torch.from_numpy(file["labels"]).long(), file["is_train"].astype(bool)
+        groups = np.array([int(re.search(r"_g(\d+)_", name)[1]) for name in file["names"]])
+    return features / features.std(), labels, is_train, groups
+
+
+def divide(data, final, unseen):
+    """Rows (training, queries, database). Validation queries are whole groups of every class."""
+    _, labels, is_train, groups = data
+    held = ~is_train if final else is_train & (groups % 5 == 3)
+    kept = is_train if final else is_train & ~held
+    hidden = labels.numpy() >= labels.max().item() + 1 - unseen
+    if unseen:  # train on the other classes, search among those never trained on
+        return kept & ~hidden, held & hidden, kept & hidden
+    return kept, held, kept
+
+
+def train_head(features, labels, s, seed):
+    """Train a hash layer; returns it. s: DEFAULT with changes."""
+    torch.manual_seed(seed)
+    backbone = nn.Identity()
+    backbone.feature_dim = features.shape[1]
+    network = HashingNetwork(backbone, s["bits"], s["dropout"])
+    classes, bits = int(labels.max()) + 1, s["bits"]
+    classifier, proxies = nn.Linear(bits, classes), nn.Parameter(torch.randn(classes, bits) / 8)
+    generator = torch.Generator().manual_seed(seed)
+    centres = hadamard_centres(classes, bits, generator)
+    parameters = [*network.parameters(), *classifier.parameters(), proxies]
+    if "sgd" in s:
+        optimizer = torch.optim.SGD(parameters, s["sgd"], momentum=0.9, weight_decay=5e-4)
+    else:
+        optimizer = torch.optim.AdamW(parameters, s["lr"], weight_decay=s["weight_decay"])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s["steps"])
+    margin = s["margin"] * LARGEST[s["distance"]](bits)
+    for step, rows in zip(range(s["steps"]), batches(labels, s, seed), strict=False):
+        features_, y = features[rows], labels[rows]
+        slope = 1 + (s["slope"] - 1) * step / s["steps"]
+        codes = torch.tanh(slope * network.hash(network.dropout(features_)))
+        loss = codes.new_zeros(())
+        if s["triplet"] and s["mining"] == "semi-hard":
+            loss = loss + semi_hard(codes, y, margin, s["distance"])
+        elif s["triplet"]:
+            loss = loss + MINING[s["mining"]](codes, y, margin, s["distance"], s["average"])[0]
+        terms = {
+            "quantisation": lambda c, y: bits / 4 * (1 - c.abs()).square().mean(),
+            "balance": lambda c, y: bits / 4 * c.mean(0).square().mean(),
+            "decorrelation": lambda c, y: bits / 4 * decorrelation(c),
+            "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
+            "central": lambda c, y: functional.binary_cross_entropy(
+                (c + 1) / 2, (centres[y] + 1) / 2),
+            "proxy": lambda c, y: functional.cross_entropy(
+                8 * functional.normalize(c) @ functional.normalize(proxies).T, y),
+            "average_precision": tie_aware_ap,
+        }  # fmt: skip
+        for name, term in terms.items():
+            if s.get(name):
+                loss = loss + s[name] * term(codes, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def batches(labels, s, seed):
+    """P x K batches of the project's sampler, epoch after epoch; or plain random ones."""
+    if "plain_batch" in s:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield from torch.randperm(len(labels), generator=generator).split(s["plain_batch"])
+    present = len(labels.unique())
+    sampler = PKBatchSampler(labels.numpy(), min(s["classes"], present), s["clips"], seed)
+    for epoch in range(10**6):
+        sampler.set_position(epoch)
+        for batch in sampler:
+            yield torch.tensor([index for index, _ in batch])
+
+
+@torch.no_grad()
+def measure(network, data, rows, s):
+    """mAP over all ranks of binary codes, and of real-valued codes under the same distance."""
+    features, labels, _, _ = data
+    query, database = (network(features[torch.from_numpy(r)]) for r in rows)
+    y = [labels[torch.from_numpy(r)] for r in rows]
+    metrics = evaluate(binarize(query), y[0], binarize(database), y[1])
+    real = real_map(query, y[0], database, y[1])
+    return {"map": metrics["map"], "map_real": real}
+
+
+def real_map(query, query_labels, database, database_labels):
+    """mAP over all ranks by (K - <u, v>) / 2 of real-valued codes."""
+    order = (query @ database.T).argsort(dim=1, descending=True, stable=True)
+    relevant = (database_labels[order] == query_labels[:, None]).double()
+    ranks = torch.arange(1, relevant.shape[1] + 1)
+    precision = relevant.cumsum(1) / ranks
+    return ((precision * relevant).sum(1) / relevant.sum(1).clamp(min=1)).mean().item()
+
+
+def run_features(s, seed, args, data):
+    train, *rows = divide(data, args.final, s["unseen"])
+    train = torch.from_numpy(train)
+    network = train_head(data[0][train], data[1][train], s, seed)
+    return measure(network, data, rows, s)
+
+
+# ==== one run on clips ====
+
+FOLDS = ["1,6,11,16", "2,7,12,17", "3,8,13,18", "4,9,14,19", "5,10,15,20"]  # UT-Interaction's 20
+CLIP_CHANGES = {
+    "default": "",
+    "reference method": "--distance squared --margin 20 --average valid",
+    "classification 0": "--classification-weight 0",
+}
+"""Name -> flags of train.py beside those of --config."""
+
+
+def run_clips(flags, seed, args, fold):
+    """make_splits.py, train.py and test.py with the sequences of FOLDS[fold] as queries."""
+    run, splits = args.output / f"{args.name}-{fold}-{seed}", args.output / f"splits-{fold}"
+    scripts = [
+        ["make_splits.py", "--dataset", "folder", "--frames", args.frames, "--output", splits,
+         "--group-pattern", r"_(\d+)_", "--test-groups", FOLDS[fold], "--val-fraction", 0],
+        ["train.py", "--config", args.config, "--frames", args.frames, "--splits", splits,
+         "--output", run, "--seed", seed, *flags.split()],
+        ["test.py", "--checkpoint", run / "last.pt", "--pictures", 0],
+    ]  # fmt: skip
+    for script in scripts:
+        subprocess.run([sys.executable, *map(str, script)], check=True, stdout=subprocess.DEVNULL)
+    return {"map": json.loads((run / "test" / "metrics.json").read_text())["map"]}
+
+
+# ==== all runs ====
+
+
+class Results:
+    """results.csv: one line a run, written as soon as the run ends."""
+
+    fields = ("name", "part", "seed", "map", "map_real", "seconds")
+
+    def __init__(self, path):
+        self.path = path
+        self.rows = []
+        if path.exists():
+            with open(path, newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def has(self, name, part, seed):
+        return any((r["name"], r["part"], r["seed"]) == (name, part, str(seed)) for r in self.rows)
+
+    def add(self, **row):
+        is_new = not self.path.exists()
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, self.fields)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+        self.rows.append({key: str(value) for key, value in row.items()})
+
+    def table(self, part):
+        """Lines of a Markdown table: mean and standard deviation of each setting, best first."""
+        scores = defaultdict(list)
+        for row in self.rows:
+            if row["part"].startswith(part):
+                scores[row["name"]].append((float(row["map"]), float(row["map_real"] or "nan")))
+        lines = ["| setting | mAP | ± | real-valued | runs |", "|---|---|---|---|---|"]
+        for name, pairs in sorted(scores.items(), key=lambda item: -np.mean(item[1], axis=0)[0]):
+            maps, reals = zip(*pairs, strict=True)
+            deviation = f"{statistics.stdev(maps):.4f}" if len(maps) > 1 else ""
+            real = "" if np.isnan(np.mean(reals)) else f"{np.mean(reals):.4f}"
+            mean = f"{np.mean(maps):.4f}"
+            lines.append(f"| {name} | {mean} | {deviation} | {real} | {len(maps)} |")
+        return lines
+
+
+def settings_of(name):
+    """DEFAULT with the changes that a name such as "16 bits + dropout 0.9" adds up."""
+    return {**DEFAULT, **{k: v for part in name.split(" + ") for k, v in CHANGES[part].items()}}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("kind", choices=("features", "clips"))
+    add("--output", type=Path, required=True, help="folder of results.csv and of the runs")
+    add("--names", nargs="+", help="settings to run, joined by ' + '; all when not given")
+    add("--seeds", type=int, default=5, help="runs of each setting (default 5)")
+    add("--features", help=".npz of features, labels, is_train, names")
+    add("--final", action="store_true", help="train on all training videos, measure on test")
+    add("--frames", help="frame folders of UT-Interaction")
+    add("--config", default="configs/folder.yaml", help="of train.py (default configs/folder.yaml)")
+    add("--folds", type=int, nargs="+", default=range(5), help="numbers from 0 (default all five)")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = Results(args.output / "results.csv")
+    if args.kind == "features":
+        data, part = read_features(args.features), "test" if args.final else "val"
+        jobs = [(name, part, seed) for name in args.names or CHANGES for seed in range(args.seeds)]
+    else:
+        jobs = [(name, f"fold {fold}", seed) for seed in range(args.seeds)
+                for fold in args.folds for name in args.names or CLIP_CHANGES]  # fmt: skip
+    for name, part, seed in tqdm([job for job in jobs if not results.has(*job)], unit="run"):
+        started = time.perf_counter()
+        if args.kind == "features":
+            row = run_features(settings_of(name), seed, args, data)
+        else:
+            args.name = re.sub(r"\W+", "-", name)
+            row = run_clips(CLIP_CHANGES[name], seed, args, int(part.split()[1]))
+        seconds = round(time.perf_counter() - started, 1)
+        results.add(name=name, part=part, seed=seed, seconds=seconds, **row)
+    print("\n".join(results.table(part.split()[0])))
+
+
+if __name__ == "__main__":
+    main()
