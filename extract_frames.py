@@ -8,9 +8,7 @@
 
 import argparse
 import contextlib
-import csv
 import errno
-import io
 import json
 import os
 import shutil
@@ -25,7 +23,7 @@ from tqdm import tqdm
 
 from utils.config import HelpFormatter, positive_float, positive_int, whole_number
 from utils.errors import one_line
-from utils.files import write_text
+from utils.files import write_failures, write_text
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
 from utils.workers import run_each
 
@@ -182,18 +180,6 @@ def extract_all(folders, frames, settings, args):
     return failures
 
 
-def write_failures(path, failures, videos):
-    """Write failures.csv, `video,reason` with paths relative to `videos`; none leaves no file."""
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["video", "reason"])
-    writer.writerows([video.relative_to(videos), reason] for video, reason in failures.items())
-    write_text(path, table.getvalue())
-
-
 def main(args):
     settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}
     folders = plan_folders(find_videos(args.videos), args.frames)
@@ -204,7 +190,8 @@ def main(args):
     missing = {video: folder for video, folder in folders.items() if not folder.is_dir()}
     failures = extract_all(missing, args.frames, settings, args) if missing else {}
     name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
-    write_failures(args.frames / name, failures, args.videos)
+    named = {str(video.relative_to(args.videos)): reason for video, reason in failures.items()}
+    write_failures(args.frames / name, named)
 
     done, there = len(missing) - len(failures), len(folders) - len(missing)
     print(f"{done} videos done, {there} already there, {len(failures)} failed")

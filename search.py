@@ -8,9 +8,7 @@ what is new or changed, also after a kill. The second prints rank, distance in b
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import os
 import sys
@@ -31,7 +29,7 @@ from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.codes import binarize
 from utils.config import HelpFormatter, non_negative_float, positive_float, positive_int
 from utils.errors import one_line
-from utils.files import printable, write_text
+from utils.files import printable, write_failures
 from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
 from utils.page import PREVIEW_HEIGHT, preview, write_page
 from utils.retrieval import encode_batch
@@ -192,16 +190,6 @@ def encode_videos(todo, root, encoder, journal, args):
     if batch:
         flush()
     return failures
-
-
-def write_failures(path, failures):
-    """Write failures.csv, `video,reason`; no failures leave no file."""
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("video", "reason"), *failures.items()])
-    write_text(path, table.getvalue())
 
 
 def index_videos(args):

@@ -1,6 +1,8 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -28,6 +30,16 @@ def write_text(path, text):
     """Write `text` to `path` as UTF-8, aside and renamed; file names keep their very bytes."""
     with write_aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+def write_failures(path, failures):
+    """Write a table `video,reason` of a dict, as CSV; where it is empty there is no file."""
+    if not failures:
+        Path(path).unlink(missing_ok=True)
+        return
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("video", "reason"), *failures.items()])
+    write_text(path, table.getvalue())
 
 
 def printable(name):
