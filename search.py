@@ -195,9 +195,12 @@ def encode_videos(todo, root, encoder, journal, args):
 def index_videos(args):
     """Make or update an index. Returns the exit status."""
     encoder = Encoder(args.checkpoint, args.device)
-    known = known_videos(args.output, encoder.facts)
-    kept, todo = plan(args.videos, known)
-    args.output.mkdir(parents=True, exist_ok=True)
+    known, plans = {}, None
+    if dist.is_main():  # alone, since other processes may already add to their journals
+        known = known_videos(args.output, encoder.facts)
+        plans = plan(args.videos, known)
+        args.output.mkdir(parents=True, exist_ok=True)
+    kept, todo = dist.gather(plans)[0]
     own = todo[dist.rank() :: dist.ranks()]
     path = journal_path(args.output, encoder.facts, dist.rank())
     with open(path, "a", encoding="ascii") as journal:

@@ -147,6 +147,8 @@ def build_parser():
     add("--margin", type=positive_float, help="in units of the distance; bits / 4 when not given")
     add("--average", choices=("active", "valid"), default="active",
         help="mean over the triplets with a loss above zero, or over all valid ones")
+    add("--batches", choices=("balanced", "random"), default="balanced",
+        help="P classes with K clips each, or P x K clips at random")
     add("--classes-per-batch", type=two_or_more, default=8, help="P, 2 or more")
     add("--clips-per-class", type=two_or_more, default=4, help="K, 2 or more; a batch is P x K")
 
@@ -300,6 +302,29 @@ def build_transforms(args, frame_size, normalisation):
     return preprocessing, to_train_input, partial(prepare, preprocessing=preprocessing)
 
 
+def open_run(run, training, args, device):
+    """Prepare the run folder and go on from its newest whole checkpoint, unless --restart.
+
+    Returns the RunLog on the main process, else None.
+    """
+    last, previous, best = (run / f"{name}.pt" for name in ("last", "previous", "best"))
+    if dist.is_main():
+        for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
+            path.unlink(missing_ok=True)  # else a new run could end with an old one's best
+    if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
+        complaint = training.resume(resumable, settings_of(args), FREE_SETTINGS)
+        if complaint:
+            tell(f"{complaint}; going on from {previous} instead")
+            last.unlink(missing_ok=True)  # or it would become the next previous.pt
+        tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
+    if not dist.is_main():
+        return None
+    log = RunLog(run, training.epoch)
+    write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
+    write_text(run / "environment.json", describe_environment(device))
+    return log
+
+
 def main(args):
     # ==== data ====
     device = dist.start(args.device)
@@ -336,20 +361,7 @@ def main(args):
 
     # ==== run folder ====
     run = Path(args.output)
-    last, previous, best = (run / f"{name}.pt" for name in ("last", "previous", "best"))
-    if dist.is_main():
-        for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
-            path.unlink(missing_ok=True)  # else a new run could end with an old one's best
-    if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
-        complaint = training.resume(resumable, settings_of(args), FREE_SETTINGS)
-        if complaint:
-            tell(f"{complaint}; going on from {previous} instead")
-            last.unlink(missing_ok=True)  # or it would become the next previous.pt
-        tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
-    log = RunLog(run, training.epoch) if dist.is_main() else None
-    if dist.is_main():
-        write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
-        write_text(run / "environment.json", describe_environment(device))
+    log = open_run(run, training, args, device)
     if source:
         tell(f"backbone from {source['file']} ({source['family']})")
     parameters = sum(p.numel() for p in model.parameters())
@@ -359,7 +371,7 @@ def main(args):
     )
     timer = CheckpointTimer(args.save_minutes, args.save_steps, device)
 
-    def save(path, **more):
+    def save(name, **more):
         content = {
             "network": settings,
             "preprocessing": preprocessing,
@@ -370,13 +382,14 @@ def main(args):
             "model": model.state_dict(),
         }
         if dist.is_main():
-            save_checkpoint(path, {**content, **more}, previous if path == last else None)
+            previous = run / "previous.pt" if name == "last.pt" else None
+            save_checkpoint(run / name, {**content, **more}, previous)
 
     def after_step(step, totals):
         if timer.is_due(step):
             check_finite(totals, step)
             training.totals = tuple(totals.tolist())
-            save(last, training=training.state())
+            save("last.pt", training=training.state())
             if timer.must_stop():
                 sys.exit(f"train.py: stopped after step {step}; the same command goes on there")
 
@@ -403,9 +416,9 @@ def main(args):
         if record["train/code_spread"] < COLLAPSED:
             tell(COLLAPSE_ADVICE)
         if is_best:  # first, so that a kill between the two repeats this epoch and loses neither
-            save(best, val_map=training.best_map)
-        save(last, training=training.state())
-    tell(f"{best} and {last}: test them with test.py --checkpoint")
+            save("best.pt", val_map=training.best_map)
+        save("last.pt", training=training.state())
+    tell(f"{run / 'best.pt'} and {run / 'last.pt'}: test them with test.py --checkpoint")
 
 
 def tell(line):

@@ -244,8 +244,7 @@ def run_features(s, seed, args, data):
 FOLDS = ["1,6,11,16", "2,7,12,17", "3,8,13,18", "4,9,14,19", "5,10,15,20"]  # UT-Interaction's 20
 CLIP_CHANGES = {
     "default": "",
-    "reference method": "--distance squared --margin 20 --average valid",
-    "classification 0": "--classification-weight 0",
+    "reference method": "--distance squared --margin 20 --average valid --batches random",
 }
 """Name -> flags of train.py beside those of --config."""
 

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.cache import CachedClips
-from datasets.samplers import PKBatchSampler
+from datasets.samplers import PKBatchSampler, RandomBatchSampler
 
 
 def _already_a_batch(batch):
@@ -27,11 +27,14 @@ def build_loaders(train_set, val_set, args, rank=0, ranks=1):
     The first gives its part of each P x K batch; the others its part of the validation and of the
     training clips, each once, with evenly spaced frames.
 
-    args: has classes_per_batch, clips_per_class, seed, workers.
+    args: has batches ("balanced" or "random"), classes_per_batch, clips_per_class, seed, workers.
     """
-    sampler = PKBatchSampler(
-        train_set.labels, args.classes_per_batch, args.clips_per_class, args.seed, rank, ranks
-    )
+    shape = args.classes_per_batch, args.clips_per_class
+    if args.batches == "balanced":
+        sampler = PKBatchSampler(train_set.labels, *shape, args.seed, rank, ranks)
+    else:
+        size = shape[0] * shape[1]
+        sampler = RandomBatchSampler(train_set.labels, size, args.seed, rank, ranks)
     workers_stay = args.workers > 0 and not isinstance(train_set, CachedClips)
     batch_size = args.classes_per_batch * args.clips_per_class
     return (

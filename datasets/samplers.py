@@ -1,4 +1,4 @@
-"""Batches of P classes with K clips each, as triplet losses need them."""
+"""Batches of P classes with K clips each, as triplet losses need them, and plain random ones."""
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -62,3 +62,38 @@ class PKBatchSampler(Sampler):
                 batch += zip(clips, rng.integers(2**63, size=len(clips)).tolist(), strict=True)
             if number >= self.first_batch:
                 yield batch[self.rank :: self.ranks]
+
+
+class RandomBatchSampler(Sampler):
+    """Yields batches of (index, seed) pairs of shuffled clips, whatever their classes.
+
+    Each clip comes once an epoch, but for those that do not fill a last batch. Arguments and
+    guarantees as for PKBatchSampler, with a batch size in place of P and K.
+    """
+
+    def __init__(self, labels, batch_size, seed=0, rank=0, ranks=1):
+        if not batch_size <= len(labels) or batch_size % ranks:
+            raise ValueError(
+                f"batches of {batch_size} from {len(labels)} training clips and {ranks} processes: "
+                "lower --classes-per-batch, to a multiple of the processes"
+            )
+        self.count, self.batch_size, self.seed = len(labels), batch_size, seed
+        self.rank, self.ranks = rank, ranks
+        self.set_position(0)
+
+    def __len__(self):
+        return self.count // self.batch_size
+
+    def set_position(self, epoch, first_batch=0):
+        """Choose the epoch that the next iteration gives, and the batch it starts at, from 0."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.count)
+        pairs = list(
+            zip(order.tolist(), rng.integers(2**63, size=self.count).tolist(), strict=True)
+        )
+        for number in range(self.first_batch, len(self)):
+            batch = pairs[number * self.batch_size : (number + 1) * self.batch_size]
+            yield batch[self.rank :: self.ranks]

@@ -69,8 +69,8 @@ def test_a_missing_file_is_refused(parser, capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "folder", "ucf101", "hmdb51"])
+@pytest.mark.parametrize("name", ["demo", "folder", "ucf101", "hmdb51", "reference"])
 def test_the_shipped_configs_parse(name):
     args = parse_args(train.build_parser(), ["--config", f"configs/{name}.yaml"])
     assert args.output.startswith("runs/")
-    assert args.epochs == 100 or name == "demo"
+    assert args.epochs == {"demo": 40, "reference": 160}.get(name, 100)

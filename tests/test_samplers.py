@@ -2,9 +2,11 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from datasets import PKBatchSampler
+from datasets.samplers import RandomBatchSampler
 
 UNEQUAL = [0] * 40 + [1] * 7 + [2] * 3 + [3] + [7] * 20  # class ids need not be dense
 
@@ -75,3 +77,21 @@ def test_batches_that_ranks_cannot_share_are_refused():
 def test_too_few_classes_are_refused():
     with pytest.raises(ValueError, match="--classes-per-batch"):
         PKBatchSampler([0, 0, 1, 1], 3, 2)
+
+
+def test_random_batches_are_a_function_of_seed_and_epoch_and_cover_the_list_once():
+    labels = np.arange(26) % 3
+    one, two = RandomBatchSampler(labels, 8, seed=1), RandomBatchSampler(labels, 8, seed=1)
+    first = list(one)
+    assert first == list(two) and len(first) == len(one) == 3
+    indices = [index for batch in first for index, _ in batch]
+    assert len(set(indices)) == 24 and set(indices) <= set(range(26))
+    one.set_position(1)
+    assert list(one) != first
+    one.set_position(0, first_batch=2)
+    assert list(one) == first[2:]
+    ranks = [list(RandomBatchSampler(labels, 8, 1, rank, 2)) for rank in range(2)]
+    assert [a[0::2] for a in first] == ranks[0] and [a[1::2] for a in first] == ranks[1]
+    for size, count in ((27, 1), (9, 2)):
+        with pytest.raises(ValueError, match="lower --classes-per-batch"):
+            RandomBatchSampler(labels, size, ranks=count)

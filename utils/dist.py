@@ -7,6 +7,7 @@ rendezvous flags, on several. Sources: PyTorch's documentation of torch.distribu
 import contextlib
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,9 @@ def start(device=None):
     except RuntimeError as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Long, because one process may validate or read a slow video while the others wait for it.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=1))
     return device
 
 
