@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import errno
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -21,7 +20,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from utils.config import HelpFormatter, positive_float, positive_int, whole_number
+from utils.config import HelpFormatter, positive_float, positive_int, processors, whole_number
 from utils.errors import one_line
 from utils.files import write_failures, write_text
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
@@ -46,7 +45,7 @@ def build_parser():
         "take a square, since training cuts out squares")  # fmt: skip
     add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100",
         help="JPEG quality")  # fmt: skip
-    add("--workers", type=positive_int, default=os.cpu_count(), help="processes, one video each")
+    add("--workers", type=positive_int, default=processors(), help="processes, one video each")
     add("--timeout", type=positive_float, default=600, metavar="SECONDS",
         help="for one video; one that takes longer is given up and listed")  # fmt: skip
     add("--shard", type=parse_shard, default="1/1", metavar="I/N",

@@ -70,7 +70,10 @@ def read_ucf101(args):
     Source: https://www.crcv.ucf.edu/data/UCF101.php, the archive for action recognition.
     """
     folder = args.annotations
-    classes = [line.split(maxsplit=1)[1] for line in read_lines(folder / "classInd.txt")]
+    numbered = [line.split(maxsplit=1) for line in read_lines(folder / "classInd.txt")]
+    if any(len(parts) != 2 for parts in numbered):
+        raise AnnotationError("classInd.txt: expected lines 'number name'")
+    classes = [name for _, name in numbered]
     label_of = {name: label for label, name in enumerate(classes)}
     splits = []
     for part in ("train", "test"):
@@ -193,7 +196,10 @@ def hold_out(videos, share, seed):
 def leave_out_missing(splits, args):
     """Drop the videos without a complete frame folder, or exit with a list of them."""
     record = args.frames / "extraction.json"
-    expected = json.loads(record.read_text())["num_frames"] if record.exists() else 0
+    try:
+        expected = json.loads(record.read_text())["num_frames"] if record.exists() else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise AnnotationError(f"{record}: damaged; extract the frames again") from error
     bad = {v.name for videos in splits.values() for v in videos
            if not is_complete(args.frames / v.name, expected)}  # fmt: skip
     if bad:

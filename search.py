@@ -27,9 +27,15 @@ from models import build_model
 from utils import dist
 from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.codes import binarize
-from utils.config import HelpFormatter, non_negative_float, positive_float, positive_int
+from utils.config import (
+    HelpFormatter,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    processors,
+)
 from utils.errors import one_line
-from utils.files import printable, write_failures
+from utils.files import locked, printable, write_failures
 from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
 from utils.page import PREVIEW_HEIGHT, preview, write_page
 from utils.retrieval import encode_batch
@@ -46,7 +52,7 @@ def build_parser():
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
-    add("--workers", type=positive_int, default=os.cpu_count(), help="processes, one video each")
+    add("--workers", type=positive_int, default=processors(), help="processes, one video each")
     add("--batch-size", type=positive_int, default=16, help="clips at a time in the network")
     add("--timeout", type=positive_float, default=600, metavar="SECONDS",
         help="for one video; one that takes longer is given up and listed")
@@ -80,15 +86,26 @@ def build_parser():
 
 
 def find_videos(root):
-    """Videos anywhere below `root`: sorted list of paths relative to it, str."""
+    """Videos anywhere below `root`, links followed: sorted list of paths relative to it, str.
+
+    Raises OSError for a folder that cannot be looked into, whose videos would seem deleted.
+    """
     if not root.is_dir():
         raise IndexFileError(f"--videos {root}: no such folder")
-    found = [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, folders, names in os.walk(root)
-        for name in names
-        if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
-    ]
+
+    def fail(error):
+        raise error
+
+    found, seen = [], {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(folders)}
+        folders[:] = [name for name, path in real.items() if path not in seen]
+        seen.update(real.values())
+        found += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
+        ]
     if not found:
         raise IndexFileError(f"--videos {root}: no video there ({' '.join(VIDEO_SUFFIXES)})")
     return sorted(found)
@@ -163,9 +180,9 @@ def plan(root, known):
 def encode_videos(todo, root, encoder, journal, args):
     """Encode the records of `todo` and append them to the open journal, a batch at a time.
 
-    Returns {path: reason} of the videos that cannot be read.
+    Returns (encoded records, {path: reason} of the videos that cannot be read).
     """
-    failures, batch = {}, []
+    encoded, failures, batch = [], {}, []
     records = {str(root / record["path"]): record for record in todo}
     classes = set(encoder.classes)
 
@@ -175,6 +192,7 @@ def encode_videos(todo, root, encoder, journal, args):
             kind = os.path.basename(os.path.dirname(record["path"]))
             record |= {"class": kind if kind in classes else None, "code": code.tobytes().hex()}
         append(journal, [record for record, _ in batch])
+        encoded.extend(record for record, _ in batch)
         batch.clear()
 
     read = partial(read_clip, preprocessing=encoder.preprocessing)
@@ -189,37 +207,34 @@ def encode_videos(todo, root, encoder, journal, args):
             flush()
     if batch:
         flush()
-    return failures
+    return encoded, failures
 
 
 def index_videos(args):
     """Make or update an index. Returns the exit status."""
     encoder = Encoder(args.checkpoint, args.device)
-    known, plans = {}, None
+    plans = None
     if dist.is_main():  # alone, since other processes may already add to their journals
         known = known_videos(args.output, encoder.facts)
         plans = plan(args.videos, known)
         args.output.mkdir(parents=True, exist_ok=True)
     kept, todo = dist.gather(plans)[0]
-    own = todo[dist.rank() :: dist.ranks()]
     path = journal_path(args.output, encoder.facts, dist.rank())
     with open(path, "a", encoding="ascii") as journal:
-        failures = encode_videos(own, args.videos, encoder, journal, args)
-    failures = {path: reason for part in dist.gather(failures) for path, reason in part.items()}
+        own = todo[dist.rank() :: dist.ranks()]
+        parts = dist.gather(encode_videos(own, args.videos, encoder, journal, args))
     if not dist.is_main():
         return 0
-    encoded = known_videos(args.output, encoder.facts)
-    videos = kept + [encoded[r["path"]] for r in todo if r["path"] not in failures]
-    if not videos:
-        raise IndexFileError(f"none of the {len(failures)} videos can be read: {failures}")
-    root = os.path.abspath(args.videos)
-    write_index(args.output, {**encoder.facts, "checkpoint": os.path.abspath(args.checkpoint),
-                              "videos": root}, videos)  # fmt: skip
+    encoded = [record for records, _ in parts for record in records]
+    failures = {path: reason for _, part in parts for path, reason in part.items()}
     write_failures(args.output / "failures.csv", failures)
+    if not kept + encoded:
+        raise IndexFileError(f"no video could be read; see {args.output / 'failures.csv'}")
+    facts = {**encoder.facts, "checkpoint": os.path.abspath(args.checkpoint)}
+    write_index(args.output, {**facts, "videos": os.path.abspath(args.videos)}, kept + encoded)
     dropped = len(known.keys() - {record["path"] for record in kept + todo})
-    new = len(todo) - len(failures)
-    print(f"{len(videos)} videos in {args.output}: {new} encoded, {len(kept)} already there, "
-          f"{dropped} no longer there, {len(failures)} failed")  # fmt: skip
+    print(f"{len(kept + encoded)} videos in {args.output}: {len(encoded)} encoded, {len(kept)} "
+          f"already there, {dropped} no longer there, {len(failures)} failed")  # fmt: skip
     if failures:
         print(f"search.py: the reasons are in {args.output / 'failures.csv'}", file=sys.stderr)
     return int(bool(failures))
@@ -238,20 +253,20 @@ def is_same_file(path, other):
 def search(index, path, values, args):
     """Results of one query: list of dicts with rank, distance, class, path."""
     wanted = max(args.top, args.rerank) + args.exclude_query
-    rows, distances = index.search(binarize(values)[None].numpy(), wanted)
-    bits = dict(zip(rows[0].tolist(), distances[0].tolist(), strict=True))
-    rows = index.rerank(values.numpy(), rows[0]) if args.rerank else rows[0]
-    root, results = index.facts["videos"], []
-    for row in rows.tolist():
+    rows, distances = (f[0] for f in index.search(binarize(values)[None].numpy(), wanted))
+    found = {}  # row -> what is printed
+    for row, bits in zip(rows.tolist(), distances.tolist(), strict=True):
         video = index.video(row)
-        found = os.path.join(root, video["path"])
-        nearby = os.path.relpath(found)
-        found = found if nearby.startswith("..") else nearby
-        if args.exclude_query and is_same_file(path, found):
-            continue
-        results.append({"rank": len(results) + 1, "distance": bits[row], "class": video["class"],
-                        "path": found})  # fmt: skip
-    return results[: args.top]
+        place = os.path.join(index.facts["videos"], video["path"])
+        nearby = os.path.relpath(place)
+        place = place if nearby.startswith("..") else nearby
+        if not (args.exclude_query and is_same_file(path, place)):
+            found[row] = {"distance": bits, "class": video["class"], "path": place}
+    rows = np.array(list(found), int)
+    if args.rerank:
+        nearest = index.rerank(values.numpy(), rows[: args.rerank])
+        rows = np.concatenate([nearest, rows[args.rerank :]])
+    return [{"rank": n, **found[row]} for n, row in enumerate(rows.tolist()[: args.top], 1)]
 
 
 def print_results(searches):
@@ -319,13 +334,17 @@ def query_videos(args):
 
 def main(args):
     args.device = dist.start(args.device)
-    return index_videos(args) if args.command == "index" else query_videos(args)
+    if args.command == "query":
+        return query_videos(args)
+    with locked(args.output, dist.is_main()):
+        return index_videos(args)
 
 
 if __name__ == "__main__":
     args = build_parser().parse_args()
     try:
         with one_line("search.py", "--batch-size"):
-            sys.exit(main(args))
+            status = main(args)
     finally:
         dist.stop()
+    sys.exit(status)

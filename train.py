@@ -9,6 +9,8 @@ metrics.jsonl (one line an epoch) and TensorBoard files. The same command again 
 """
 
 import argparse
+import hashlib
+import json
 import math
 import os
 import sys
@@ -45,6 +47,7 @@ from utils.config import (
     parse_args,
     positive_float,
     positive_int,
+    processors,
     share,
     two_or_more,
     whole_number,
@@ -92,7 +95,7 @@ def build_parser():
     add("--restart", action="store_true", help="begin anew in an existing run folder")
     add("--seed", type=whole_number, default=0, help="of weights, batches and augmentation")
     add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
-    add("--workers", type=whole_number, default=min(8, os.cpu_count()),
+    add("--workers", type=whole_number, default=min(8, processors()),
         help="processes that read frames, for each process that trains")
     add("--cache", choices=PLACES, default="none",
         help="decode all clips once and keep them: in a file, in memory, or on the GPU")
@@ -302,7 +305,13 @@ def build_transforms(args, frame_size, normalisation):
     return preprocessing, to_train_input, partial(prepare, preprocessing=preprocessing)
 
 
-def open_run(run, training, args, device):
+def lists_hash(*sets):
+    """Identifies the videos and classes that a run trains on and validates with: str."""
+    content = json.dumps([[data.names, data.labels] for data in sets])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def open_run(run, training, settings, args, device):
     """Prepare the run folder and go on from its newest whole checkpoint, unless --restart.
 
     Returns the RunLog on the main process, else None.
@@ -312,7 +321,7 @@ def open_run(run, training, args, device):
         for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
             path.unlink(missing_ok=True)  # else a new run could end with an old one's best
     if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
-        complaint = training.resume(resumable, settings_of(args), FREE_SETTINGS)
+        complaint = training.resume(resumable, settings, FREE_SETTINGS)
         if complaint:
             tell(f"{complaint}; going on from {previous} instead")
             last.unlink(missing_ok=True)  # or it would become the next previous.pt
@@ -361,7 +370,8 @@ def main(args):
 
     # ==== run folder ====
     run = Path(args.output)
-    log = open_run(run, training, args, device)
+    settings_now = {**settings_of(args), "lists_hash": lists_hash(train_set, val_set)}
+    log = open_run(run, training, settings_now, args, device)
     if source:
         tell(f"backbone from {source['file']} ({source['family']})")
     parameters = sum(p.numel() for p in model.parameters())
@@ -377,7 +387,7 @@ def main(args):
             "preprocessing": preprocessing,
             "pretrained": source,
             "classes": classes,
-            "settings": settings_of(args),
+            "settings": settings_now,
             "epoch": training.epoch,
             "model": model.state_dict(),
         }

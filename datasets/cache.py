@@ -116,15 +116,22 @@ class CachedClips(Dataset):
         if place == "disk":
             self.clips = array
             return
-        free = torch.cuda.mem_get_info(device)[0] if self.device.type == "cuda" else _free_memory()
-        if array.nbytes > free:
+        on_gpu = self.device.type == "cuda"
+        copies = 1 if on_gpu else int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # one a process
+        need = copies * array.nbytes
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else _free_memory()
+        if need > free:
             raise SplitError(
-                f"--cache {place}: the clips take {array.nbytes / 1e9:.1f} GB and {free / 1e9:.1f} "
-                "GB are free; give --cache disk, or fewer --cache-frames"
+                f"--cache {place}: the clips take {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+                "free; give --cache disk, or fewer --cache-frames"
             )
-        self.clips = np.array(array)  # NumPy gathers rows by copying memory, torch byte by byte
-        if self.device.type != "cpu":
-            self.clips = torch.from_numpy(self.clips).to(self.device)
+        if not on_gpu:
+            self.clips = np.array(array)  # NumPy gathers rows by copying memory, torch byte by byte
+            return
+        self.clips = torch.empty(array.shape, dtype=torch.uint8, device=self.device)
+        for first in range(0, len(array), 256):  # never the whole of it in this machine's memory
+            chunk = np.array(array[first : first + 256])
+            self.clips[first : first + 256] = torch.from_numpy(chunk).to(self.device)
 
     def __len__(self):
         return len(self.names)

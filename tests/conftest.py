@@ -35,11 +35,14 @@ def data():
 # else: importing them takes three seconds, which a hundred runs would each spend.
 os.environ |= {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train", "test", "search", "extract_frames", "make_splits"])
+SERVER.set_forkserver_preload(
+    ["train", "test", "search", "make_splits", "torch._dynamo", "matplotlib.pyplot"]
+)
 
 
 def run_as_main(arguments, cwd, output, error):
     """What `python ARGUMENTS` does, in a process of its own."""
+    multiprocessing.set_start_method("fork", force=True)  # Linux's default before Python 3.14
     os.chdir(cwd or ROOT)
     for path, stream in ((output, 1), (error, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)

@@ -50,6 +50,7 @@ def one_of_two(rank, port, folder):
     content = {
         "result": loss_and_gradients(rank, 2),
         "gathered": dist.gather_shares(rows, 7),
+        "few": dist.gather_shares(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
         "any": [dist.any_process(rank == 1, "cpu"), dist.any_process(False, "cpu")],
         "main": dist.is_main(),
     }
@@ -79,6 +80,7 @@ def test_loss_and_gradients_are_those_of_one_process(two):
 def test_shares_come_back_in_order_without_padding(two):
     for process in two:
         assert process["gathered"].tolist() == [[float(i)] * 3 for i in range(7)]
+        assert process["few"].tolist() == [[5.0]], "one process has no row"
         assert process["any"] == [True, False]
     assert [process["main"] for process in two] == [True, False]
 

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from utils import index as index_module
+from utils.files import locked
 from utils.index import (
     Index,
     IndexFileError,
@@ -142,3 +144,27 @@ def test_a_folder_that_is_no_index_is_left_alone(tmp_path):
     write_index(tmp_path / "index", FACTS, videos_of(np.eye(12, dtype=bool)))
     with pytest.raises(IndexFileError, match="another checkpoint"):
         known_videos(tmp_path / "index", {**FACTS, "checkpoint_sha256": "cd"})
+
+
+def test_an_index_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypatch):
+    write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)))
+    whole = index_module.read_facts
+
+    def read_and_replace(folder):
+        facts = whole(folder)
+        monkeypatch.setattr(index_module, "read_facts", whole)
+        write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)[:5]))
+        return facts
+
+    monkeypatch.setattr(index_module, "read_facts", read_and_replace)
+    assert len(Index(tmp_path)) == 5
+
+
+def test_a_folder_is_locked_for_one_run_at_a_time(tmp_path):
+    with locked(tmp_path / "index"):
+        with pytest.raises(ValueError, match="another run is at work"), locked(tmp_path / "index"):
+            pass
+        with locked(tmp_path / "other"), locked(tmp_path / "index", wanted=False):
+            pass
+    with locked(tmp_path / "index"):
+        pass

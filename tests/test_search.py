@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import search
 from datasets.synthetic import class_names, make_dataset
 from models import build_network
 from utils.checkpoint import save_checkpoint
@@ -98,26 +99,34 @@ def test_indexing_is_incremental(checkpoint, videos, tmp_path, run_script):
     assert sorted(path.suffix for path in fresh.iterdir()) == [".faiss", ".json", ".jsonl"]
 
 
+def test_linked_folders_are_searched_once(videos):
+    (videos / "linked").symlink_to(videos / CLASSES[0])
+    (videos / CLASSES[0] / "circle").symlink_to(videos)
+    found = search.find_videos(videos)
+    names = [path for path in found if path.startswith((CLASSES[0], "linked"))]
+    assert len(names) == len(set(names)) == 4, "each file under one of its two paths"
+
+
 def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script):
     run_script(*index_command(checkpoint, videos, tmp_path / "index"), status=1)
     odd = videos / "odd [1] 'x'" / "deep" / "--line\nend <b>.avi"
     sliding = sorted((videos / CLASSES[2]).iterdir())
     command = query_command(tmp_path / "index", odd, *sliding)
     found = json.loads(run_script(*command, "--top", 5).stdout)
-    assert [search["path"] for search in found] == [str(odd), *map(str, sliding)]
-    for search in found:
-        results = search["results"]
+    assert [result["path"] for result in found] == [str(odd), *map(str, sliding)]
+    for result in found:
+        results = result["results"]
         assert [r["rank"] for r in results] == [1, 2, 3, 4, 5] and results[0]["distance"] == 0
         keys = [(r["distance"], r["path"]) for r in results]
         assert keys == sorted(keys), "ties are in the order of the paths"
-        assert search["path"] in [r["path"] for r in results if r["distance"] == 0]
-    known = {r["class"] for search in found for r in search["results"]}
+        assert result["path"] in [r["path"] for r in results if r["distance"] == 0]
+    known = {r["class"] for result in found for r in result["results"]}
     assert known <= {*CLASSES, None} and CLASSES[2] in known
 
     found = json.loads(run_script(*command, "--top", 20, "--exclude-query").stdout)
-    for search in found:
-        assert len(search["results"]) == 13
-        assert search["path"] not in [r["path"] for r in search["results"]]
+    for result in found:
+        assert len(result["results"]) == 13
+        assert result["path"] not in [r["path"] for r in result["results"]]
 
     page = tmp_path / "page.html"
     text = run_script(*[part for part in command if part != "--json"], "--html", page).stdout
@@ -135,6 +144,8 @@ def test_a_part_of_a_query_and_reranking(checkpoint, videos, tmp_path, run_scrip
     ranked = json.loads(run_script(*command, "--top", 14, "--rerank", 14).stdout)[0]["results"]
     assert whole == same != part[0]["results"]
     assert {r["path"]: r["distance"] for r in ranked} == {r["path"]: r["distance"] for r in whole}
+    few = json.loads(run_script(*command, "--top", 14, "--rerank", 3).stdout)[0]["results"]
+    assert few[3:] == whole[3:] and {r["path"] for r in few} == {r["path"] for r in whole}
     late = run_script(*command, "--start", 60, status=1)
     assert "has no frame from 60 to inf s; its last is at" in late.stderr
     assert "is not before" in run_script(*command, "--start", 2, "--end", 1, status=1).stderr

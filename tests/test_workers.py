@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from utils.workers import run_each
@@ -19,6 +20,8 @@ def behave(job):
         os._exit(3)
     if job == "wrong":
         return None, "a reason"
+    if job == "raise":
+        raise MemoryError("too large")
     return job * 2, None
 
 
@@ -30,7 +33,7 @@ def test_every_job_is_answered_with_its_own_result():
 
 
 def test_a_crash_or_a_hang_costs_one_job():
-    jobs = ["a", "hang", "b", "segfault", "c", "leave", "d", "wrong", "hang", "e"]
+    jobs = ["a", "hang", "b", "segfault", "c", "leave", "d", "wrong", "raise", "hang", "e"]
     started = time.monotonic()
     answers = list(run_each(behave, jobs, workers=2, seconds=1))
     assert time.monotonic() - started < 10
@@ -41,6 +44,7 @@ def test_a_crash_or_a_hang_costs_one_job():
         "segfault": "the process that read it was ended by SIGSEGV",
         "leave": "the process that read it was ended with status 3",
         "wrong": "a reason",
+        "raise": "MemoryError: too large",
     }
     assert sum(result is not None for _, result, _ in answers) == 5
 
@@ -56,6 +60,24 @@ def test_jobs_are_read_only_as_workers_become_free():
 def test_results_larger_than_a_pipe_come_through():
     [(_, result, _)] = run_each(behave, ["x" * 5_000_000], workers=1, seconds=10)
     assert len(result) == 10_000_000
+
+
+def answer_at_length(job):
+    """Ends its own process while a long answer is half sent."""
+    if job == "half":
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    return "x" * 50_000_000, None
+
+
+def test_a_process_killed_in_the_middle_of_its_answer_costs_one_job():
+    def jobs():
+        yield "half"
+        time.sleep(1)  # so long the main process does not read, and the answer fills the pipe
+        yield "whole"
+
+    results = {job: rest for job, *rest in run_each(answer_at_length, jobs(), 2, seconds=10)}
+    assert results["half"] == [None, "the process that read it was ended by SIGKILL"]
+    assert len(results["whole"][0]) == 50_000_000 and results["whole"][1] is None
 
 
 def test_workers_end_when_the_main_process_is_killed(tmp_path):

@@ -1,6 +1,5 @@
 """Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,8 @@ def save_checkpoint(path, content, previous=None):
 
     previous: where the earlier file of that path is kept.
     """
-    with write_aside(path) as temporary:
+    with write_aside(path, previous) as temporary:
         torch.save({"format": FORMAT, **content}, temporary)
-        if previous and Path(path).exists():
-            os.replace(path, previous)
 
 
 def load_checkpoint(path):
@@ -90,9 +87,9 @@ class Training:
             raise CheckpointError(f"{path}: holds no optimiser; only a last.pt can be resumed")
         earlier = checkpoint["settings"]
         changed = [
-            f"--{name.replace('_', '-')} {value} instead of {earlier.get(name)}"
+            f"--{name.replace('_', '-')} {value} instead of {earlier[name]}"
             for name, value in settings.items()
-            if name not in free and earlier.get(name) != value
+            if name not in free and name in earlier and earlier[name] != value
         ]
         if changed:
             raise CheckpointError(

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 
 import yaml
@@ -84,6 +85,12 @@ def _flag_tokens(parser, action, value, where):
     if action.nargs is None:  # '=' keeps a value that starts with a dash a value
         return [f"{action.option_strings[0]}={values[0]}"]
     return [action.option_strings[0], *map(str, values)]
+
+
+def processors():
+    """Processors that this process may use, shared with the others that torchrun started here."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def positive_int(text):

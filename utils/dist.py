@@ -25,6 +25,7 @@ def start(device=None):
     try:
         device = torch.device(device)
         if device.type == "cuda":
+            device = torch.device("cuda", local if device.index is None else device.index)
             torch.cuda.set_device(device)
     except RuntimeError as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
@@ -91,13 +92,18 @@ def gather_batch(codes, labels):
 
 
 def gather_shares(rows, count):
-    """The (count, ...) tensor of which each process holds rows rank, rank + ranks, ...; on all."""
+    """The (count, ...) tensor of which each process holds rows rank, rank + ranks, ...; on all.
+
+    rows: None on a process that has none, where there are fewer rows than processes.
+    """
     if ranks() == 1:
         return rows
     parts = gather(rows)
-    whole = rows.new_empty(count, *rows.shape[1:])
+    some = next(part for part in parts if part is not None)
+    whole = some.new_empty(count, *some.shape[1:])
     for first, part in enumerate(parts):
-        whole[first :: ranks()] = part
+        if part is not None:
+            whole[first :: ranks()] = part
     return whole
 
 

@@ -1,6 +1,7 @@
 """Errors that users can do something about, as one line on the way out of a script."""
 
 import contextlib
+import os
 import sys
 
 
@@ -9,9 +10,12 @@ def one_line(script, to_lower):
     """Leave with `script: reason` instead of a traceback where the reason is known.
 
     These are ValueError, which every module here raises with a line of advice, OSError, Ctrl-C and
-    the errors of `explain`; anything else is a bug and keeps its traceback. to_lower: the flags
-    that need less memory when lowered.
+    the errors of `explain`; anything else is a bug and keeps its traceback, as everything does if
+    the environment variable TRACEBACK is set. to_lower: the flags whose lowering saves memory.
     """
+    if os.environ.get("TRACEBACK"):
+        yield
+        return
     try:
         yield
     except KeyboardInterrupt:

@@ -4,26 +4,48 @@ import contextlib
 import csv
 import io
 import os
+import platform
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def write_aside(path):
+def write_aside(path, previous=None):
     """Yield a temporary path beside `path`; on success flush it to the disk and rename it.
 
     A reader therefore sees the old file or the new one, never half of one, whenever the writer is
     killed. Folders above `path` are made. On an exception the temporary file is removed.
+    previous: where the earlier file is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder, wanted=True):
+    """Keep others from working on `folder` by a lock file beside it; ValueError if one does."""
+    folder = Path(folder).absolute()
+    if not wanted or os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another run is at work on it") from error
+        yield
 
 
 def write_text(path, text):

@@ -34,8 +34,16 @@ class Index:
     """
 
     def __init__(self, folder):
-        folder = Path(folder)
         self.facts = read_facts(folder)
+        try:
+            self._open(Path(folder))
+        except IndexFileError:  # perhaps the index was replaced in between
+            earlier, self.facts = self.facts, read_facts(folder)
+            if earlier == self.facts:
+                raise
+            self._open(Path(folder))
+
+    def _open(self, folder):
         stem = folder / self.facts["generation"]
         try:
             self.codes = faiss.read_index_binary(f"{stem}.faiss", faiss.IO_FLAG_MMAP_IFC)
@@ -119,9 +127,17 @@ def write_index(folder, facts, videos):
             path.unlink(missing_ok=True)
 
 
+def is_ours(folder):
+    """Whether a folder is empty or an index, whole or begun."""
+    return bool(own_files(folder)) or {p.name for p in folder.iterdir()} <= {"failures.csv"}
+
+
 def own_files(folder):
     """The files of an index but for index.json, journals of stopped runs included."""
-    named = re.compile(r"[0-9a-f]{16}\.(faiss|jsonl)|\.journal-[0-9a-f]{16}-\d+\.jsonl")
+    named = re.compile(
+        r"[0-9a-f]{16}\.(faiss|jsonl)|\.journal-[0-9a-f]{16}-\d+\.jsonl"
+        r"|\.([0-9a-f]{16}\.(faiss|jsonl)|index\.json|failures\.csv)\..+\.partial"
+    )
     return [path for path in Path(folder).iterdir() if named.fullmatch(path.name)]
 
 
@@ -149,7 +165,7 @@ def known_videos(folder, facts):
     known, folder = {}, Path(folder)
     if not folder.exists():
         return known
-    if not folder.is_dir() or (any(folder.iterdir()) and not own_files(folder)):
+    if not folder.is_dir() or not is_ours(folder):
         raise IndexFileError(f"{folder}: exists and is no index; give another --output")
     if (folder / "index.json").exists():
         index = Index(folder)

@@ -17,10 +17,11 @@ def encode_batch(model, clips, transform, device):
 
 
 def encode(model, loader, transform, device, description="encoding"):
-    """Approximate hash codes of every clip of `loader`, in its order: (N, K) float32 on the CPU.
+    """Approximate hash codes of every clip of `loader`, in its order.
 
     model, transform, device: as for `encode_batch`; the model is put in evaluation mode.
     loader: gives (B, T, H, W, 3) uint8 clips and labels.
+    Returns (N, K) float32 on the CPU, or None where there is no clip.
     """
     model.eval()
     codes = []
@@ -28,7 +29,7 @@ def encode(model, loader, transform, device, description="encoding"):
         loader, desc=description, unit="batch", leave=False, disable=not is_main()
     ):
         codes.append(encode_batch(model, clips, transform, device))
-    return torch.cat(codes).cpu()
+    return torch.cat(codes).cpu() if codes else None
 
 
 def nearest(query_codes, database_codes, count):

@@ -123,7 +123,7 @@ def read_video(path, num_frames, size, start=0.0, end=float("inf")):
             stride *= 2
         if index % stride == 0:
             frame = retrieve()
-            is_large = frame.nbytes > LARGE_FRAME
+            is_large = frame.nbytes > max(LARGE_FRAME, 3 * size[0] * size[1])
             kept.append((resize_frame(frame, size) if is_large else frame, is_large))
     wanted = np.round(even_positions(length, num_frames) / stride).astype(int)
     chosen = (kept[min(i, len(kept) - 1)] for i in wanted)

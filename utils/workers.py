@@ -82,7 +82,7 @@ class _Worker:
             return None, f"took longer than {seconds:g} seconds"
         try:
             return self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter in the middle of an answer
             self.end()
             code = self.process.exitcode
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
@@ -101,4 +101,9 @@ def _serve(function, connection, inherited):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            connection.send(function(connection.recv()))
+            job = connection.recv()
+            try:
+                answer = function(job)
+            except Exception as error:  # whatever it is, it is of this job alone
+                answer = None, f"{type(error).__name__}: {error}"
+            connection.send(answer)
