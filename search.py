@@ -98,9 +98,11 @@ def find_videos(root):
 
     found, seen = [], {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(folders)}
-        folders[:] = [name for name, path in real.items() if path not in seen]
-        seen.update(real.values())
+        below = {
+            os.path.realpath(os.path.join(folder, f)): f for f in sorted(folders, reverse=True)
+        }
+        folders[:] = [name for path, name in below.items() if path not in seen]
+        seen |= below.keys()
         found += [
             os.path.relpath(os.path.join(folder, name), root)
             for name in names
