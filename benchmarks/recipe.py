@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import faiss
 import numpy as np
 import torch
 from torch import nn
@@ -79,7 +80,7 @@ CHANGES = {
     **{f"{k} bits": {"bits": k} for k in (12, 16, 32, 48, 128)},
     "3 classes unseen": {"unseen": 3},
 }  # fmt: skip
-"""Name -> what differs from DEFAULT. --combine adds the union of several, as `A + B`."""
+"""Name -> what differs from DEFAULT; --names may join several, as `A + B`."""
 
 
 # ==== losses tried here: those that help move to losses/ ====
@@ -213,7 +214,7 @@ def batches(labels, s, seed):
 
 
 @torch.no_grad()
-def measure(network, data, rows, s):
+def measure(network, data, rows):
     """mAP over all ranks of binary codes, and of real-valued codes under the same distance."""
     features, labels, _, _ = data
     query, database = (network(features[torch.from_numpy(r)]) for r in rows)
@@ -232,11 +233,35 @@ def real_map(query, query_labels, database, database_labels):
     return ((precision * relevant).sum(1) / relevant.sum(1).clamp(min=1)).mean().item()
 
 
-def run_features(s, seed, args, data):
+def itq(features, bits, seed):
+    """Iterative quantisation (Gong & Lazebnik, CVPR 2011): PCA and the best rotation, by Faiss."""
+    transform = faiss.ITQTransform(features.shape[1], bits, True)
+    transform.itq.seed = seed
+    transform.train(features.numpy())
+    return lambda x: torch.from_numpy(transform.apply_py(x.contiguous().numpy()))
+
+
+def hyperplanes(features, bits, seed):
+    """Signs of random projections (Charikar 2002) of centred features."""
+    planes = torch.randn(features.shape[1], bits, generator=torch.Generator().manual_seed(seed))
+    return lambda x: (x - features.mean(0)) @ planes
+
+
+BASELINES = {
+    "ITQ of the features": itq,
+    "random hyperplanes of the features": hyperplanes,
+}
+"""Name -> what makes codes of features without labels: (training features, bits, seed) -> f."""
+
+
+def run_features(name, seed, args, data):
+    s = settings_of(name)
     train, *rows = divide(data, args.final, s["unseen"])
     train = torch.from_numpy(train)
+    if name in BASELINES:
+        return measure(BASELINES[name](data[0][train], s["bits"], seed), data, rows)
     network = train_head(data[0][train], data[1][train], s, seed)
-    return measure(network, data, rows, s)
+    return measure(network, data, rows)
 
 
 # ==== one run on clips ====
@@ -309,7 +334,8 @@ class Results:
 
 def settings_of(name):
     """DEFAULT with the changes that a name such as "16 bits + dropout 0.9" adds up."""
-    return {**DEFAULT, **{k: v for part in name.split(" + ") for k, v in CHANGES[part].items()}}
+    parts = [] if name in BASELINES else name.split(" + ")
+    return {**DEFAULT, **{k: v for part in parts for k, v in CHANGES[part].items()}}
 
 
 def main():
@@ -329,14 +355,18 @@ def main():
     results = Results(args.output / "results.csv")
     if args.kind == "features":
         data, part = read_features(args.features), "test" if args.final else "val"
-        jobs = [(name, part, seed) for name in args.names or CHANGES for seed in range(args.seeds)]
+        jobs = [
+            (name, part, seed)
+            for name in args.names or [*CHANGES, *BASELINES]
+            for seed in range(args.seeds)
+        ]
     else:
         jobs = [(name, f"fold {fold}", seed) for seed in range(args.seeds)
                 for fold in args.folds for name in args.names or CLIP_CHANGES]  # fmt: skip
     for name, part, seed in tqdm([job for job in jobs if not results.has(*job)], unit="run"):
         started = time.perf_counter()
         if args.kind == "features":
-            row = run_features(settings_of(name), seed, args, data)
+            row = run_features(name, seed, args, data)
         else:
             args.name = re.sub(r"\W+", "-", name)
             row = run_clips(CLIP_CHANGES[name], seed, args, int(part.split()[1]))
