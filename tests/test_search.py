@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import search
 from datasets.synthetic import class_names, make_dataset
 from models import build_network
 from utils.checkpoint import save_checkpoint
+from utils.library import find_videos
 
 CLASSES = class_names(3)
 
@@ -102,7 +102,7 @@ def test_indexing_is_incremental(checkpoint, videos, tmp_path, run_script):
 def test_linked_folders_are_searched_once(videos):
     (videos / "linked").symlink_to(videos / CLASSES[0])
     (videos / CLASSES[0] / "circle").symlink_to(videos)
-    found = search.find_videos(videos)
+    found = find_videos(videos)
     names = [path for path in found if path.startswith((CLASSES[0], "linked"))]
     assert len(names) == len(set(names)) == 4, "each file under one of its two paths"
 
