@@ -215,11 +215,11 @@ def write_html(path, searches, args):
     previews = tqdm(run_each(read_preview, sorted(others), args.workers, args.timeout),
                     "previews", len(others), unit="video", leave=False)  # fmt: skip
     found_uris = {job: uri for job, uri, _ in previews}
+    shown = []
     for found in searches:
-        found["preview"] = uris[found["path"]]
-        for result in found["results"]:
-            result["preview"] = found_uris[result["path"]]
-    write_page(path, "Videos of the same action", searches)
+        results = [{**r, "preview": found_uris[r["path"]]} for r in found["results"]]
+        shown.append({**found, "preview": uris[found["path"]], "results": results})
+    write_page(path, "Videos of the same action", shown)
 
 
 def query_videos(args):
@@ -250,12 +250,12 @@ def query_videos(args):
         for path in dict.fromkeys(args.video)
         if path in codes
     ]
+    if args.html and searches:
+        write_html(args.html, searches, args)
     if args.json:
         print(json.dumps(searches, indent=2))
     else:
         print_results(searches)
-    if args.html and searches:
-        write_html(args.html, searches, args)
     return int(failed)
 
 

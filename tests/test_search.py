@@ -123,12 +123,14 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     known = {r["class"] for result in found for r in result["results"]}
     assert known <= {*CLASSES, None} and CLASSES[2] in known
 
+    whole = json.loads(run_script(*command, "--top", 20).stdout)
     found = json.loads(run_script(*command, "--top", 20, "--exclude-query").stdout)
     for result in found:
         assert len(result["results"]) == 13
         assert result["path"] not in [r["path"] for r in result["results"]]
 
     page = tmp_path / "page.html"
+    assert json.loads(run_script(*command, "--top", 20, "--html", page).stdout) == whole
     text = run_script(*[part for part in command if part != "--json"], "--html", page).stdout
     assert "\\nend" in text and len(text.splitlines()) == 5 * 12 + 5, "one line a result"
     assert page.read_text().count("data:image/webp") == 5 + 50

@@ -20,6 +20,9 @@ def one_line(script, to_lower):
         yield
     except KeyboardInterrupt:
         sys.exit(f"\n{script}: stopped; the same command goes on")
+    except BrokenPipeError:  # who read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError) as error:
         reason = str(error).rstrip()
         if "Original Traceback" in reason:  # how PyTorch passes on an error of a worker process
