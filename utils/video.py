@@ -14,7 +14,8 @@ os.environ.setdefault(
     "OPENCV_FFMPEG_CAPTURE_OPTIONS", f"threads;1|format_whitelist;{FORMATS}|protocol_whitelist;file"
 )
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
+# OpenCV 4 has this function at the top and OpenCV 5 has it here; level 1 is "fatal".
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(1)
 
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"),
