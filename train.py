@@ -135,7 +135,7 @@ def build_parser():
     add = parser.add_argument_group("pretrained weights").add_argument
     add("--pretrained", metavar="NAME_OR_PATH",
         help="r3d18_kinetics400, which torchvision downloads, or a file of a known family (see the "
-        "README), or a checkpoint of train.py; the file decides mean, range and channel order")
+        "README), a checkpoint of train.py, or none; it decides mean, range and channel order")
     add("--backbone-lr-factor", type=positive_float, default=1.0,
         help="learning rate of the backbone over that of the hash layer; 0.1 is usual")
     add("--freeze-until", metavar="LAYER",
@@ -147,7 +147,7 @@ def build_parser():
     add("--mining", choices=MINING, default="batch-all", help="which triplets of a batch count")
     add("--distance", choices=DISTANCES, default="hamming",
         help="between approximate codes: relaxed Hamming (bits), squared or plain Euclidean")
-    add("--margin", type=positive_float, help="in units of the distance; bits / 4 when not given")
+    add("--margin", type=positive_float, help="in units of the distance; bits / 8 when not given")
     add("--average", choices=("active", "valid"), default="active",
         help="mean over the triplets with a loss above zero, or over all valid ones")
     add("--batches", choices=("balanced", "random"), default="balanced",
@@ -343,14 +343,14 @@ def main(args):
     # ==== network ====
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_SETTINGS}
-    model, settings, normalisation, source = build_network(settings, args.pretrained)
+    with dist.main_first():  # one process downloads
+        model, settings, normalisation, source = build_network(settings, args.pretrained)
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise ValueError("--sync-batch-norm: PyTorch has it for GPUs only")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
-    if device.type == "cuda":  # what cuDNN's half-precision 3D convolutions want
-        model = model.to(memory_format=torch.channels_last_3d)
+    model = model.to(memory_format=torch.channels_last_3d)  # faster in half precision and on CPUs
     preprocessing, to_train_input, to_test_input = build_transforms(
         args, train_set.frame_size, normalisation
     )
@@ -454,7 +454,7 @@ if __name__ == "__main__":
         parser.error("--crop-scale: the least is above the most")
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in its own units")
-    args.margin = args.margin or args.bits / 4
+    args.margin = args.margin or args.bits / 8
     if args.deterministic:
         make_deterministic()
     else:

@@ -4,10 +4,11 @@
     python -m benchmarks.recipe clips --frames frames --splits splits --output results
 
 The first trains the hash layer alone on features of real UCF101 videos (arrays features, labels,
-is_train, names), seconds a run, one change at a time from the default, and measures on a
-validation part of the training videos that is chosen by UCF101 groups; --final trains on all of
-them and measures on the test videos. The second runs train.py and test.py on frame folders. A run
-that is already in results.csv is not repeated. RESULTS.md holds what came out.
+is_train, names), seconds a run, one change at a time from the default, and measures on
+every fifth UCF101 group of the training videos, a fifth for each seed; --final trains on all of
+them and measures on the test videos. The second runs train.py and test.py on frame folders, with
+every fifth sequence of UT-Interaction as queries. A run that is already in results.csv is not
+repeated. RESULTS.md holds what came out.
 """
 
 import argparse
@@ -28,16 +29,16 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from benchmarks.tried_losses import decorrelation, hadamard_centres, semi_hard, tie_aware_ap
 from datasets import PKBatchSampler
 from losses import MINING
-from losses.triplet import DISTANCES
 from models import HashingNetwork
 from utils.codes import binarize
 from utils.metrics import evaluate
 
 DEFAULT = {
     "bits": 64, "steps": 300, "lr": 1e-3, "dropout": 0.5, "weight_decay": 0.05,
-    "mining": "batch-all", "distance": "hamming", "margin": 0.25, "average": "active",
+    "mining": "batch-all", "distance": "hamming", "margin": 1 / 8, "average": "active",
     "classes": 14, "clips": 8, "triplet": 1.0, "slope": 1.0, "unseen": 0,
 }  # fmt: skip
 # A margin is a fraction of the largest distance: K Hamming, 4K squared, 2 sqrt(K) plain.
@@ -49,12 +50,12 @@ CHANGES = {
     "default": {},
     "reference method": REFERENCE,
     "reference method, its SGD": {**REFERENCE, "sgd": 1e-3},
-    **{f"margin K/{n}": {"margin": 1 / n} for n in (16, 8, 3, 2)},
-    **{f"squared, margin 4K/{n}": {"distance": "squared", "margin": 1 / n} for n in (16, 8, 4, 2)},
+    **{f"margin K/{n}": {"margin": 1 / n} for n in (32, 16, 6, 4, 3, 2)},
+    **{f"squared, margin 4K/{n}": {"distance": "squared", "margin": 1 / n} for n in (16, 8, 4)},
     **{f"plain, margin 2√K/{n}": {"distance": "euclidean", "margin": 1 / n} for n in (8, 4, 2)},
     "mean over valid triplets": {"average": "valid"},
     "batch-hard": {"mining": "batch-hard"},
-    "batch-hard, margin K/2": {"mining": "batch-hard", "margin": 0.5},
+    "batch-hard, margin K/4": {"mining": "batch-hard", "margin": 0.25},
     "semi-hard": {"mining": "semi-hard"},
     **{
         f"P {p}, K {k}": {"classes": p, "clips": k}
@@ -62,17 +63,19 @@ CHANGES = {
     },
     **{f"quantisation {w}": {"quantisation": w} for w in (0.1, 1.0)},
     **{f"bit balance {w}": {"balance": w} for w in (0.1, 1.0)},
-    **{f"decorrelation {w}": {"decorrelation": w} for w in (0.1, 1.0)},
+    **{f"decorrelation {w}": {"decorrelation": w} for w in (1.0, 10.0)},
     "tanh slope to 5": {"slope": 5.0},
     "tanh slope to 10": {"slope": 10.0},
-    **{f"classification {w}": {"classification": w} for w in (0.1, 0.3, 1.0, 3.0)},
+    **{f"classification {w}": {"classification": w} for w in (1.0, 3.0, 10.0)},
     "classification alone": {"classification": 1.0, "triplet": 0.0},
     "central similarity alone": {"central": 1.0, "triplet": 0.0},
-    "central similarity 1.0": {"central": 1.0},
+    **{f"central similarity {w}": {"central": w} for w in (10.0, 30.0)},
+    "fixed centres alone": {"fixed": 1.0, "triplet": 0.0},
+    "fixed centres 10.0": {"fixed": 10.0},
     "proxies alone": {"proxy": 1.0, "triplet": 0.0},
-    "proxies 1.0": {"proxy": 1.0},
+    "proxies 10.0": {"proxy": 10.0},
     "average precision alone": {"average_precision": 1.0, "triplet": 0.0},
-    "average precision 1.0": {"average_precision": 1.0},
+    "average precision 10.0": {"average_precision": 10.0},
     **{f"dropout {p}": {"dropout": p} for p in (0.0, 0.25, 0.75, 0.9)},
     **{f"learning rate {lr}": {"lr": lr} for lr in (1e-4, 3e-4, 3e-3)},
     **{f"weight decay {w}": {"weight_decay": w} for w in (0.0, 0.5)},
@@ -81,52 +84,6 @@ CHANGES = {
     "3 classes unseen": {"unseen": 3},
 }  # fmt: skip
 """Name -> what differs from DEFAULT; --names may join several, as `A + B`."""
-
-
-# ==== losses tried here: those that help move to losses/ ====
-
-
-def semi_hard(codes, labels, margin, distance):
-    """Triplets whose negative is farther than the positive but within the margin (Schroff 2015)."""
-    distances = DISTANCES[distance](codes)
-    same = labels[:, None] == labels
-    gap = distances[:, None, :] - distances[:, :, None]  # [a, p, n]
-    valid = (same & ~torch.eye(len(labels), dtype=torch.bool))[:, :, None] & ~same[:, None, :]
-    chosen = valid & (gap > 0) & (gap < margin)
-    return ((margin - gap) * chosen).sum() / chosen.sum().clamp(min=1)
-
-
-def decorrelation(codes):
-    """Squared correlations of different bits (Barlow Twins' second term, Zbontar et al. 2021)."""
-    centred = codes - codes.mean(0)
-    correlation = functional.normalize(centred, dim=0).T @ functional.normalize(centred, dim=0)
-    off = correlation - torch.diag(torch.diag(correlation))
-    return off.square().mean()
-
-
-def hadamard_centres(classes, bits, generator):
-    """Central similarity's targets (Yuan et al. 2020): rows of a Hadamard matrix, cut to K bits."""
-    matrix, size = torch.ones(1, 1), 1
-    while size < max(bits, classes):
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-        size *= 2
-    rows = 1 + torch.randperm(size - 1, generator=generator)[:classes]
-    return matrix[rows, :bits]
-
-
-def tie_aware_ap(codes, labels):
-    """1 - mean AP of the batch over histograms of relaxed distances (He et al., CVPR 2018)."""
-    bits = codes.shape[1]
-    distances = (bits - codes @ codes.T) / 2
-    others = ~torch.eye(len(labels), dtype=torch.bool)
-    relevant = (labels[:, None] == labels) & others
-    bins = torch.arange(bits + 1)
-    share = (1 - (distances[..., None] - bins).abs()).clamp(min=0)  # (B, B, K + 1)
-    found = (share * relevant[..., None]).sum(1)
-    seen = (share * others[..., None]).sum(1)
-    below = found.cumsum(1), seen.cumsum(1)
-    precision = (1 + 2 * below[0] - found) / (1 + 2 * below[1] - seen)
-    return 1 - ((found * precision).sum(1) / relevant.sum(1).clamp(min=1)).mean()
 
 
 # ==== one run on features ====
@@ -141,10 +98,10 @@ def read_features(path):
     return features / features.std(), labels, is_train, groups
 
 
-def divide(data, final, unseen):
-    """Rows (training, queries, database). Validation queries are whole groups of every class."""
+def divide(data, final, unseen, seed):
+    """Rows (training, queries, database). Each seed validates with another fifth of the groups."""
     _, labels, is_train, groups = data
-    held = ~is_train if final else is_train & (groups % 5 == 3)
+    held = ~is_train if final else is_train & (groups % 5 == seed % 5)
     kept = is_train if final else is_train & ~held
     hidden = labels.numpy() >= labels.max().item() + 1 - unseen
     if unseen:  # train on the other classes, search among those never trained on
@@ -185,6 +142,7 @@ def train_head(features, labels, s, seed):
             "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
             "central": lambda c, y: functional.binary_cross_entropy(
                 (c + 1) / 2, (centres[y] + 1) / 2),
+            "fixed": lambda c, y: functional.cross_entropy(8 / bits * c @ centres.T, y),
             "proxy": lambda c, y: functional.cross_entropy(
                 8 * functional.normalize(c) @ functional.normalize(proxies).T, y),
             "average_precision": tie_aware_ap,
@@ -256,7 +214,7 @@ BASELINES = {
 
 def run_features(name, seed, args, data):
     s = settings_of(name)
-    train, *rows = divide(data, args.final, s["unseen"])
+    train, *rows = divide(data, args.final, s["unseen"], seed)
     train = torch.from_numpy(train)
     if name in BASELINES:
         return measure(BASELINES[name](data[0][train], s["bits"], seed), data, rows)
@@ -270,18 +228,38 @@ FOLDS = ["1,6,11,16", "2,7,12,17", "3,8,13,18", "4,9,14,19", "5,10,15,20"]  # UT
 CLIP_CHANGES = {
     "default": "",
     "reference method": "--distance squared --margin 20 --average valid --batches random",
+    "its SGD": "--optimizer sgd --lr 0.001 --weight-decay 0.0005 --schedule step --warmup-epochs 0 "
+    "--clip-gradient 0",
+    **{f"margin K/{n}": f"--margin {64 / n}" for n in (4, 16)},
+    "mean over valid triplets": "--average valid",
+    "random batches": "--batches random",
+    "batch-hard": "--mining batch-hard",
+    "SGD 0.05": "--optimizer sgd --lr 0.05 --weight-decay 0.0005",
+    **{f"learning rate {lr}": f"--lr {lr}" for lr in (0.0005, 0.002)},
+    "50 epochs": "--epochs 50",
+    "width 0.5": "--width 0.5",
+    "16 frames": "--clip-frames 16",
+    **{f"{n} pixels": f"--size {n}" for n in (48, 64)},
+    **{name: f"--backbone {name}" for name in ("resnet34", "r3d18", "c3d")},
+    "shortcut A": "--shortcut A",
+    "crops from 0.7": "--crop-scale 0.7 1.0",
+    "no flip": "--no-flip",
+    "no colours": "--colour-jitter 0",
+    "dropout 0.5": "--dropout 0.5",
 }
-"""Name -> flags of train.py beside those of --config."""
+"""Name -> flags of train.py beside those of --config; --names may join several by ` + `."""
 
 
-def run_clips(flags, seed, args, fold):
+def run_clips(name, seed, args, fold):
     """make_splits.py, train.py and test.py with the sequences of FOLDS[fold] as queries."""
-    run, splits = args.output / f"{args.name}-{fold}-{seed}", args.output / f"splits-{fold}"
+    flags = " ".join([*(CLIP_CHANGES[part] for part in name.split(" + ")), args.flags]).split()
+    splits = args.output / f"splits-{fold}"
+    run = args.output / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{fold}-{seed}"
     scripts = [
         ["make_splits.py", "--dataset", "folder", "--frames", args.frames, "--output", splits,
          "--group-pattern", r"_(\d+)_", "--test-groups", FOLDS[fold], "--val-fraction", 0],
         ["train.py", "--config", args.config, "--frames", args.frames, "--splits", splits,
-         "--output", run, "--seed", seed, *flags.split()],
+         "--output", run, "--seed", seed, *flags],
         ["test.py", "--checkpoint", run / "last.pt", "--pictures", 0],
     ]  # fmt: skip
     for script in scripts:
@@ -316,20 +294,32 @@ class Results:
             writer.writerow(row)
         self.rows.append({key: str(value) for key, value in row.items()})
 
-    def table(self, part):
-        """Lines of a Markdown table: mean and standard deviation of each setting, best first."""
-        scores = defaultdict(list)
+    def table(self, part, baseline="default"):
+        """Lines of a Markdown table, best first: mean and standard deviation of each setting, and
+        the mean difference, with its standard error, from the same runs of the baseline."""
+        scores = defaultdict(dict)
         for row in self.rows:
             if row["part"].startswith(part):
-                scores[row["name"]].append((float(row["map"]), float(row["map_real"] or "nan")))
-        lines = ["| setting | mAP | ± | real-valued | runs |", "|---|---|---|---|---|"]
-        for name, pairs in sorted(scores.items(), key=lambda item: -np.mean(item[1], axis=0)[0]):
-            maps, reals = zip(*pairs, strict=True)
-            deviation = f"{statistics.stdev(maps):.4f}" if len(maps) > 1 else ""
-            real = "" if np.isnan(np.mean(reals)) else f"{np.mean(reals):.4f}"
-            mean = f"{np.mean(maps):.4f}"
-            lines.append(f"| {name} | {mean} | {deviation} | {real} | {len(maps)} |")
+                pair = float(row["map"]), float(row["map_real"] or "nan")
+                scores[row["name"]][row["part"], row["seed"]] = pair
+        lines = ["| setting | mAP | ± | real-valued | against the default | runs |"]
+        lines.append("|---|---|---|---|---|---|")
+        means = {name: np.mean(list(runs.values()), axis=0) for name, runs in scores.items()}
+        for name in sorted(scores, key=lambda name: -means[name][0]):
+            runs = scores[name]
+            common = runs.keys() & scores.get(baseline, {}).keys() if name != baseline else ()
+            gains = [runs[key][0] - scores[baseline][key][0] for key in common]
+            real = "" if np.isnan(means[name][1]) else f"{means[name][1]:.4f}"
+            deviation = spread([value for value, _ in runs.values()])
+            gain = f"{np.mean(gains):+.4f} ± {spread(gains, len(gains))}" if len(gains) > 1 else ""
+            mean = f"{means[name][0]:.4f}"
+            lines.append(f"| {name} | {mean} | {deviation} | {real} | {gain} | {len(runs)} |")
         return lines
+
+
+def spread(values, runs=1):
+    """Standard deviation, or standard error of the mean of several runs: text; "" of one value."""
+    return f"{statistics.stdev(values) / runs**0.5:.4f}" if len(values) > 1 else ""
 
 
 def settings_of(name):
@@ -349,30 +339,30 @@ def main():
     add("--final", action="store_true", help="train on all training videos, measure on test")
     add("--frames", help="frame folders of UT-Interaction")
     add("--config", default="configs/folder.yaml", help="of train.py (default configs/folder.yaml)")
+    add("--flags", default="", help="more flags of train.py for all runs, such as '--cache disk'")
     add("--folds", type=int, nargs="+", default=range(5), help="numbers from 0 (default all five)")
     args = parser.parse_args()
+    settings = {**CHANGES, **BASELINES} if args.kind == "features" else CLIP_CHANGES
+    names = args.names or list(settings)
+    for part in " + ".join(names).split(" + "):
+        if part not in settings:
+            parser.error(f"--names: {part!r} is none of {', '.join(settings)}")
     args.output.mkdir(parents=True, exist_ok=True)
     results = Results(args.output / "results.csv")
     if args.kind == "features":
-        data, part = read_features(args.features), "test" if args.final else "val"
-        jobs = [
-            (name, part, seed)
-            for name in args.names or [*CHANGES, *BASELINES]
-            for seed in range(args.seeds)
-        ]
+        data, parts = read_features(args.features), ["test" if args.final else "val"]
     else:
-        jobs = [(name, f"fold {fold}", seed) for seed in range(args.seeds)
-                for fold in args.folds for name in args.names or CLIP_CHANGES]  # fmt: skip
+        parts = [f"fold {fold}" for fold in args.folds]
+    jobs = [(n, part, seed) for seed in range(args.seeds) for part in parts for n in names]
     for name, part, seed in tqdm([job for job in jobs if not results.has(*job)], unit="run"):
         started = time.perf_counter()
         if args.kind == "features":
             row = run_features(name, seed, args, data)
         else:
-            args.name = re.sub(r"\W+", "-", name)
-            row = run_clips(CLIP_CHANGES[name], seed, args, int(part.split()[1]))
+            row = run_clips(name, seed, args, int(part.split()[1]))
         seconds = round(time.perf_counter() - started, 1)
         results.add(name=name, part=part, seed=seed, seconds=seconds, **row)
-    print("\n".join(results.table(part.split()[0])))
+    print("\n".join(results.table(parts[0].split()[0])))
 
 
 if __name__ == "__main__":

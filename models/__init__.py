@@ -44,11 +44,11 @@ def build_network(settings, pretrained=None):
     """A new network, with the backbone's weights from a file where one is given.
 
     settings: arguments of `build_model`; a shortcut of None is what the weights need, else B.
-    pretrained: name or path for `load_pretrained`.
+    pretrained: name or path for `load_pretrained`; None or "none" for random weights.
     Returns (model, settings as used, normalisation of the input, source of the weights or None).
     Raises ValueError where weights and settings do not agree.
     """
-    if pretrained is None:
+    if pretrained in (None, "none"):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
         return build_model(**settings), settings, KINETICS, None
     weights = load_pretrained(pretrained)

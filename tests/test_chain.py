@@ -293,7 +293,7 @@ def test_the_configs_of_the_real_data_sets_run_end_to_end(
     assert "no video and no group is in two lists" in made.stdout
     run_script("train.py", "--config", f"configs/{dataset}.yaml", "--frames", tmp_path / "frames",
                "--splits", tmp_path / "splits", "--output", tmp_path / "run", *TINY,
-               "--epochs", 1, "--backbone", backbone)  # fmt: skip
+               "--epochs", 1, "--backbone", backbone, "--pretrained", "none")  # fmt: skip
     run_script("test.py", "--checkpoint", tmp_path / "run" / "best.pt")
     metrics = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
     assert metrics["queries"] == 4 and metrics["database"] == 8

@@ -27,11 +27,11 @@ def features(tmp_path):
 def test_validation_and_test_share_no_group_with_training(features):
     data = recipe.read_features(features)
     groups = data[3]
-    for final in (False, True):
-        train, queries, database = recipe.divide(data, final, unseen=0)
+    for final, seed in ((False, 0), (False, 3), (True, 0)):
+        train, queries, database = recipe.divide(data, final, unseen=0, seed=seed)
         assert (train == database).all() and queries.sum() and train.sum()
         assert not set(groups[queries]) & set(groups[train])
-    train, queries, database = recipe.divide(data, True, unseen=2)
+    train, queries, database = recipe.divide(data, True, unseen=2, seed=0)
     labels = data[1].numpy()
     assert set(labels[train]) == {0, 1} and set(labels[queries]) == set(labels[database]) == {2, 3}
 
@@ -40,7 +40,7 @@ def test_validation_and_test_share_no_group_with_training(features):
 def test_every_setting_trains(name, features):
     data = recipe.read_features(features)
     settings = recipe.settings_of(name) | {"steps": 30}
-    train, *rows = recipe.divide(data, True, settings["unseen"])
+    train, *rows = recipe.divide(data, True, settings["unseen"], 0)
     x, y = data[0][torch.from_numpy(train)], data[1][torch.from_numpy(train)]
     if name in recipe.BASELINES:
         encode = recipe.BASELINES[name](x, 16, 0)
@@ -59,7 +59,7 @@ def test_finished_runs_are_not_repeated(features, tmp_path, monkeypatch, capsys)
     with open(tmp_path / "out" / "results.csv", newline="") as file:
         first = list(csv.DictReader(file))
     assert [(r["name"], r["seed"]) for r in first] == [
-        ("default", "0"), ("default", "1"), ("16 bits", "0"), ("16 bits", "1")
+        ("default", "0"), ("16 bits", "0"), ("default", "1"), ("16 bits", "1")
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [*command, "--names", "default", "16 bits", "--seeds", "3"])
     recipe.main()
@@ -67,3 +67,21 @@ def test_finished_runs_are_not_repeated(features, tmp_path, monkeypatch, capsys)
         again = list(csv.DictReader(file))
     assert again[:4] == first and len(again) == 6
     assert "| default | 0." in capsys.readouterr().out
+
+
+def test_unknown_settings_are_refused(features, tmp_path, monkeypatch, capsys):
+    command = ["recipe", "features", "--features", str(features), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*command, "--names", "default", "16 bits + margins"])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "--names: 'margins' is none of default," in capsys.readouterr().err
+
+
+def test_settings_are_compared_with_the_same_runs_of_the_default(tmp_path):
+    results = recipe.Results(tmp_path / "results.csv")
+    for name, maps in (("default", (0.5, 0.7, 0.9)), ("better", (0.6, 0.82))):
+        for seed, value in enumerate(maps):
+            results.add(name=name, part="val", seed=seed, map=value, map_real=value, seconds=1)
+    _, _, better, default = recipe.Results(tmp_path / "results.csv").table("val")
+    assert default == "| default | 0.7000 | 0.2000 | 0.7000 |  | 3 |"
+    assert better == "| better | 0.7100 | 0.1556 | 0.7100 | +0.1100 ± 0.0100 | 2 |"
