@@ -58,8 +58,7 @@ def forward_flops(backbone, args):
 def make_step(backbone, args, device, precision, next_batch):
     """A function that takes one training step on what `next_batch` gives."""
     model = build_model(backbone, 64, width=args.width).to(device)
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last_3d)
+    model = model.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9, fused=device.type == "cuda")
     preprocessing = {"size": args.size, "crop": 0.875, **KINETICS}
     generator = torch.Generator(device)
@@ -71,7 +70,7 @@ def make_step(backbone, args, device, precision, next_batch):
         half = torch.autocast(device.type, precision) if precision else contextlib.nullcontext()
         with half:
             codes = model(clips)
-        loss, _ = batch_all_triplet_loss(codes, labels.to(device), 16.0)
+        loss, _ = batch_all_triplet_loss(codes, labels.to(device), 8.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
