@@ -1,9 +1,14 @@
-"""Losses that benchmarks/recipe.py compares with ours; one that helps would move to losses/."""
+"""What benchmarks/recipe.py compares with ours: other losses, and codes made without labels."""
 
+import faiss
 import torch
 from torch.nn import functional
 
 from losses import DISTANCES
+from utils.codes import binarize
+from utils.metrics import evaluate
+
+# ==== losses; one that helps would move to losses/ ====
 
 
 def semi_hard(codes, labels, margin, distance):
@@ -47,3 +52,46 @@ def tie_aware_ap(codes, labels):
     below = found.cumsum(1), seen.cumsum(1)
     precision = (1 + 2 * below[0] - found) / (1 + 2 * below[1] - seen)
     return 1 - ((found * precision).sum(1) / relevant.sum(1).clamp(min=1)).mean()
+
+
+# ==== codes without labels ====
+
+
+def itq(features, bits, seed):
+    """Iterative quantisation (Gong & Lazebnik, CVPR 2011): PCA and the best rotation, by Faiss."""
+    transform = faiss.ITQTransform(features.shape[1], bits, True)
+    transform.itq.seed = seed
+    transform.train(features.numpy())
+    return lambda x: torch.from_numpy(transform.apply_py(x.contiguous().numpy()))
+
+
+def hyperplanes(features, bits, seed):
+    """Signs of random projections (Charikar 2002) of centred features."""
+    planes = torch.randn(features.shape[1], bits, generator=torch.Generator().manual_seed(seed))
+    return lambda x: (x - features.mean(0)) @ planes
+
+
+BASELINES = {
+    "ITQ of the features": itq,
+    "random hyperplanes of the features": hyperplanes,
+}
+"""Name -> what makes codes of features without labels: (training features, bits, seed) -> f."""
+
+
+# ==== what codes are worth ====
+
+
+def scores(query, query_labels, database, database_labels):
+    """mAP over all ranks of binary codes, and of real-valued codes under the same distance."""
+    metrics = evaluate(binarize(query), query_labels, binarize(database), database_labels)
+    real = real_map(query, query_labels, database, database_labels)
+    return {"map": metrics["map"], "map_real": real}
+
+
+def real_map(query, query_labels, database, database_labels):
+    """mAP over all ranks by (K - <u, v>) / 2 of real-valued codes."""
+    order = (query @ database.T).argsort(dim=1, descending=True, stable=True)
+    relevant = (database_labels[order] == query_labels[:, None]).double()
+    ranks = torch.arange(1, relevant.shape[1] + 1)
+    precision = relevant.cumsum(1) / ranks
+    return ((precision * relevant).sum(1) / relevant.sum(1).clamp(min=1)).mean().item()
