@@ -97,47 +97,50 @@ def divide(data, final, unseen, seed):
     return kept, held, kept
 
 
+def tried_terms(classes, bits, seed):
+    """({name: function of (codes, labels)}, the parameters that some of them learn)."""
+    classifier, proxies = nn.Linear(bits, classes), nn.Parameter(torch.randn(classes, bits) / 8)
+    centres = hadamard_centres(classes, bits, torch.Generator().manual_seed(seed))
+    terms = {
+        "quantisation": lambda c, y: bits / 4 * (1 - c.abs()).square().mean(),
+        "balance": lambda c, y: bits / 4 * c.mean(0).square().mean(),
+        "decorrelation": lambda c, y: bits / 4 * decorrelation(c),
+        "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
+        "central": lambda c, y: functional.binary_cross_entropy((c + 1) / 2, (centres[y] + 1) / 2),
+        "fixed": lambda c, y: functional.cross_entropy(8 / bits * c @ centres.T, y),
+        "proxy": lambda c, y: functional.cross_entropy(
+            8 * functional.normalize(c) @ functional.normalize(proxies).T, y
+        ),
+        "average_precision": tie_aware_ap,
+    }
+    return terms, [*classifier.parameters(), proxies]
+
+
 def train_head(features, labels, s, seed):
     """Train a hash layer; returns it. s: DEFAULT with changes."""
     torch.manual_seed(seed)
     backbone = nn.Identity()
     backbone.feature_dim = features.shape[1]
     network = HashingNetwork(backbone, s["bits"], s["dropout"])
-    classes, bits = int(labels.max()) + 1, s["bits"]
-    classifier, proxies = nn.Linear(bits, classes), nn.Parameter(torch.randn(classes, bits) / 8)
-    generator = torch.Generator().manual_seed(seed)
-    centres = hadamard_centres(classes, bits, generator)
-    parameters = [*network.parameters(), *classifier.parameters(), proxies]
+    terms, learnt = tried_terms(int(labels.max()) + 1, s["bits"], seed)
+    parameters = [*network.parameters(), *learnt]
     if "sgd" in s:
         optimizer = torch.optim.SGD(parameters, s["sgd"], momentum=0.9, weight_decay=5e-4)
     else:
         optimizer = torch.optim.AdamW(parameters, s["lr"], weight_decay=s["weight_decay"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s["steps"])
-    margin = s["margin"] * LARGEST[s["distance"]](bits)
+    margin = s["margin"] * LARGEST[s["distance"]](s["bits"])
     for step, rows in zip(range(s["steps"]), batches(labels, s, seed), strict=False):
-        features_, y = features[rows], labels[rows]
+        y = labels[rows]
         slope = 1 + (s["slope"] - 1) * step / s["steps"]
-        codes = torch.tanh(slope * network.hash(network.dropout(features_)))
+        codes = torch.tanh(slope * network.hash(network.dropout(features[rows])))
         loss = codes.new_zeros(())
         if s["triplet"] and s["mining"] == "semi-hard":
             loss = loss + semi_hard(codes, y, margin, s["distance"])
         elif s["triplet"]:
             loss = loss + MINING[s["mining"]](codes, y, margin, s["distance"], s["average"])[0]
-        terms = {
-            "quantisation": lambda c, y: bits / 4 * (1 - c.abs()).square().mean(),
-            "balance": lambda c, y: bits / 4 * c.mean(0).square().mean(),
-            "decorrelation": lambda c, y: bits / 4 * decorrelation(c),
-            "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
-            "central": lambda c, y: functional.binary_cross_entropy(
-                (c + 1) / 2, (centres[y] + 1) / 2),
-            "fixed": lambda c, y: functional.cross_entropy(8 / bits * c @ centres.T, y),
-            "proxy": lambda c, y: functional.cross_entropy(
-                8 * functional.normalize(c) @ functional.normalize(proxies).T, y),
-            "average_precision": tie_aware_ap,
-        }  # fmt: skip
-        for name, term in terms.items():
-            if s.get(name):
-                loss = loss + s[name] * term(codes, y)
+        for name in filter(s.get, terms):
+            loss = loss + s[name] * terms[name](codes, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
