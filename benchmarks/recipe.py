@@ -25,7 +25,7 @@ from benchmarks import recipe_clips, recipe_features
 from benchmarks.comparisons import BASELINES
 
 KINDS = {"features": recipe_features, "clips": recipe_clips}
-"""Name -> module with CHANGES (the settings), parts(args) and run(name, part, seed, args)."""
+"""Name -> module of NEEDS (a flag), CHANGES (settings), parts(args) and run(name, part, ...)."""
 
 
 class Results:
@@ -95,8 +95,8 @@ def main():
     add("--folds", type=int, nargs="+", default=range(5), help="numbers from 0 (default all five)")
     args = parser.parse_args()
     kind = KINDS[args.kind]
-    if getattr(args, needed := {"features": "features", "clips": "frames"}[args.kind]) is None:
-        parser.error(f"{args.kind} needs --{needed}")
+    if getattr(args, kind.NEEDS) is None:
+        parser.error(f"{args.kind} needs --{kind.NEEDS}")
     settings = {**kind.CHANGES, **BASELINES}
     names, parts = args.names or list(settings), kind.parts(args)
     for change in " + ".join(names).split(" + "):

@@ -15,6 +15,7 @@ from models import build_model
 from utils.checkpoint import load_checkpoint
 from utils.retrieval import encode
 
+NEEDS = "frames"
 FOLDS = ["1,6,11,16", "2,7,12,17", "3,8,13,18", "4,9,14,19", "5,10,15,20"]  # UT-Interaction's 20
 CHANGES = {
     "default": "",
@@ -44,6 +45,7 @@ CHANGES = {
 
 
 def parts(args):
+    """The folds that --folds names, as they stand in results.csv."""
     return [f"fold {fold}" for fold in args.folds]
 
 

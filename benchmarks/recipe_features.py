@@ -20,6 +20,7 @@ from datasets import PKBatchSampler
 from losses import MINING
 from models import HashingNetwork
 
+NEEDS = "features"
 DEFAULT = {
     "bits": 64, "steps": 300, "lr": 1e-3, "dropout": 0.5, "weight_decay": 0.05,
     "mining": "batch-all", "distance": "hamming", "margin": 1 / 8, "average": "active",
@@ -172,6 +173,7 @@ def measure(embed, data, rows):
 
 
 def parts(args):
+    """The one part that is measured, as it stands in results.csv."""
     return ["test" if args.final else "val"]
 
 

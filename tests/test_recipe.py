@@ -78,6 +78,10 @@ def test_unknown_settings_are_refused(features, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         recipe.main()
     assert "--names: 'margins' is none of default," in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["recipe", "clips", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "clips needs --frames" in capsys.readouterr().err
 
 
 def test_settings_are_compared_with_the_same_runs_of_the_default(tmp_path):
