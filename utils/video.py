@@ -6,6 +6,8 @@ import stat
 import cv2
 import numpy as np
 
+from utils.errors import UserError
+
 # FFmpeg reads these when it opens a video: one thread a video, because videos are decoded in
 # parallel; videos only, since a playlist may name any file; and no lines about damaged files, whose
 # reason we report ourselves.
@@ -25,7 +27,7 @@ MOST_CANDIDATES = 1024  # frames held while a video is decoded; shorter videos a
 LARGE_FRAME = 600_000  # bytes; larger candidates are resized at once, others only if chosen
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video that cannot be decoded; the message is the reason."""
 
 
