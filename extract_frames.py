@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from utils.config import HelpFormatter, positive_float, positive_int, processors, whole_number
+from utils.config import new_parser, positive_float, positive_int, processors, whole_number
 from utils.errors import one_line
 from utils.files import write_failures, write_text
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
@@ -33,7 +33,7 @@ DISK_ERRORS = (
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--videos", required=True, type=Path, help="folder of class folders of videos")
     add("--frames", required=True, type=Path, help="folder for the frame folders; made if absent")

@@ -18,7 +18,7 @@ import sys
 from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
-from utils.config import HelpFormatter, fraction
+from utils.config import fraction, new_parser
 from utils.errors import UserError, one_line
 from utils.files import printable, write_text
 
@@ -31,7 +31,7 @@ class AnnotationError(UserError):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--dataset", required=True, choices=READERS, help="which lists to read; 'folder' makes a "
         "split of any <frames>/<class>/<video> tree")  # fmt: skip

@@ -28,6 +28,7 @@ from utils.checkpoint import CheckpointError, load_checkpoint
 from utils.codes import binarize
 from utils.config import (
     HelpFormatter,
+    new_parser,
     non_negative_float,
     positive_float,
     positive_int,
@@ -38,30 +39,33 @@ from utils.files import locked, printable, write_failures
 from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
 from utils.library import plan, read_clip, read_preview
 from utils.page import write_page
-from utils.retrieval import encode_batch
+from utils.retrieval import build_encoder
 from utils.workers import run_each
 
 
 # fmt: off
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
-    add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
+    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: cuda where there is one")
+    add("--amp", action=argparse.BooleanOptionalAction, default=True,
+        help="mixed precision on GPUs; CPUs use float32")
     add("--workers", type=positive_int, default=processors(), help="processes, one video each")
     add("--batch-size", type=positive_int, default=16, help="clips at a time in the network")
     add("--timeout", type=positive_float, default=600, metavar="SECONDS",
         help="for one video; one that takes longer is given up and listed")
 
-    index = commands.add_parser("index", parents=[shared], formatter_class=HelpFormatter,
+    options = {"parents": [shared], "formatter_class": HelpFormatter, "allow_abbrev": False}
+    index = commands.add_parser("index", **options,
         help="encode the videos below a folder", description="Encode the videos below a folder.")
     add = index.add_argument
     add("--checkpoint", required=True, help="best.pt of a run folder")
     add("--videos", required=True, type=Path, help="folder tree of videos")
     add("--output", required=True, type=Path, help="the index, a folder; updated if it exists")
 
-    query = commands.add_parser("query", parents=[shared], formatter_class=HelpFormatter,
+    query = commands.add_parser("query", **options,
         help="find the videos like one's own", description="Find the videos like one's own.")
     add = query.add_argument
     add("--index", required=True, type=Path, help="what `search.py index` wrote")
@@ -82,14 +86,15 @@ def build_parser():
 class Encoder:
     """A checkpoint ready to encode: its network, preprocessing and identity."""
 
-    def __init__(self, path, device):
+    def __init__(self, path, args):
         checkpoint = load_checkpoint(path)
         self.preprocessing, self.classes = checkpoint["preprocessing"], checkpoint["classes"]
         if "frame_size" not in self.preprocessing:
             raise CheckpointError(f"{path}: of an early version, without the frames' size; retrain")
-        self.model, self.device = build_model(**checkpoint["network"]), device
-        self.model.load_state_dict(checkpoint["model"])
-        self.model.to(device).eval()
+        model = build_model(**checkpoint["network"])
+        model.load_state_dict(checkpoint["model"])
+        transform = partial(prepare, preprocessing=self.preprocessing)
+        self.encode = build_encoder(model, transform, args.device, args.amp)
         self.facts = {  # what an index records of how it was encoded
             "bits": checkpoint["network"]["bits"],
             "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
@@ -98,8 +103,7 @@ class Encoder:
 
     def __call__(self, clips):
         """Approximate hash codes (B, K) of a list of B clips (T, H, W, 3) uint8."""
-        to_input = partial(prepare, preprocessing=self.preprocessing)
-        return encode_batch(self.model, torch.from_numpy(np.stack(clips)), to_input, self.device)
+        return self.encode(torch.from_numpy(np.stack(clips)))
 
 
 # ==== index ====
@@ -140,7 +144,7 @@ def encode_videos(todo, root, encoder, journal, args):
 
 def index_videos(args):
     """Make or update an index. Returns the exit status."""
-    encoder = Encoder(args.checkpoint, args.device)
+    encoder = Encoder(args.checkpoint, args)
     plans = None
     if dist.is_main():  # alone, since other processes may already add to their journals
         known = known_videos(args.output, encoder.facts)
@@ -228,7 +232,7 @@ def query_videos(args):
     if args.start >= args.end:
         raise UserError(f"--start {args.start:g} is not before --end {args.end:g}")
     index = Index(args.index)
-    encoder = Encoder(args.checkpoint or index.facts["checkpoint"], args.device)
+    encoder = Encoder(args.checkpoint or index.facts["checkpoint"], args)
     if any(index.facts[key] != value for key, value in encoder.facts.items()):
         raise IndexFileError(
             f"{args.index}: made with another checkpoint (SHA-256 "
@@ -271,9 +275,6 @@ def main(args):
 
 if __name__ == "__main__":
     args = build_parser().parse_args()
-    try:
-        with one_line("search.py", "--batch-size"):
-            status = main(args)
-    finally:
-        dist.stop()
+    with dist.together(), one_line("search.py", "--batch-size"):
+        status = main(args)
     sys.exit(status)

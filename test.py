@@ -10,14 +10,15 @@ database_codes, database_labels. Several files of either kind give one compariso
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets import (
+    ClipLoader,
     FrameFolders,
     SplitError,
     check_disjoint,
@@ -32,8 +33,8 @@ from models import build_model
 from utils import dist
 from utils.checkpoint import load_checkpoint
 from utils.codes import binarize, load_codes, save_codes
-from utils.config import HelpFormatter, positive_int, whole_number
-from utils.errors import one_line
+from utils.config import new_parser, positive_int, whole_number
+from utils.errors import UserError, one_line
 from utils.files import write_text
 from utils.metrics import evaluate
 from utils.page import preview, write_page
@@ -41,12 +42,12 @@ from utils.picture import save_retrieval_picture
 from utils.plots import plot_precision_at, plot_precision_recall
 from utils.projector import write_projector
 from utils.report import format_report
-from utils.retrieval import encode, nearest
+from utils.retrieval import build_encoder, encode, nearest
 
 
 # fmt: off
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", nargs="+", default=[], metavar="FILE",
         help="best.pt or last.pt of run folders")
@@ -69,7 +70,9 @@ def build_parser():
         help="also write projector/ for TensorBoard: codes with classes and thumbnails")
     add("--batch-size", type=positive_int, default=32, help="clips at a time")
     add("--workers", type=whole_number, default=2, help="processes that read frames")
-    add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
+    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: cuda where there is one")
+    add("--amp", action=argparse.BooleanOptionalAction, default=True,
+        help="mixed precision on GPUs; CPUs use float32")
     return parser
 # fmt: on
 
@@ -91,18 +94,55 @@ def load_sets(args, checkpoint):
     if not all(map(len, sets)):
         raise SplitError(f"{splits}: test.txt and train.txt must both name videos")
     check_disjoint(splits, sets[0].names, sets[1].names)
+    check_as_trained(checkpoint, *sets, splits)
     return sets
+
+
+def check_as_trained(checkpoint, queries, database, splits):
+    """Compare the data with what the checkpoint records of its training.
+
+    Raises UserError where the figures would be wrong: the network has seen test videos, or the
+    frames have another size. Warns where they measure something else than the training suggests.
+    """
+    clip_frames = checkpoint["preprocessing"]["clip_frames"]
+    trained_size = checkpoint["preprocessing"].get("frame_size")  # absent in early checkpoints
+    size, stored = list(queries.frame_size[:2]), queries.extracted
+    if trained_size and size != trained_size:
+        raise UserError(
+            f"{queries.root}: the frames are {size} pixels, but the network was trained on "
+            f"{trained_size}; extract with --size {trained_size[0]} {trained_size[1]}"
+        )
+    if stored and stored < clip_frames:
+        raise UserError(f"{queries.root}: {stored} frames per video, but a clip has {clip_frames}")
+
+    videos = checkpoint.get("videos", {"train": [], "val": []})
+    trained = set(queries.names) & set(videos["train"])
+    if trained:
+        raise UserError(
+            f"{splits}/test.txt: the network was trained on {len(trained)} of its {len(queries)} "
+            f"videos, the first is {min(trained)!r}; give the lists of the training with --splits"
+        )
+    warnings = []
+    if set(queries.names) & set(videos["val"]):
+        warnings.append(f"{splits}/test.txt has validation videos, by which best.pt was chosen")
+    if videos["train"] and set(database.names) != set(videos["train"]):
+        warnings.append(f"{splits}/train.txt is not the list that the network was trained on")
+    extraction = checkpoint.get("data", {}).get("extraction")
+    if extraction and queries.extraction != extraction:
+        warnings.append(f"{queries.root}: extracted with {queries.extraction}, not {extraction}")
+    for warning in warnings if dist.is_main() else ():
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 
 def encode_sets(model, sets, checkpoint, args):
     """Approximate codes of the queries and of the database: two (_, K) float32 tensors."""
     transform = partial(prepare, preprocessing=checkpoint["preprocessing"])
-    model.to(args.device)
+    encoder = build_encoder(model, transform, args.device, args.amp)
     codes = []
     for part, name in zip(sets, ("queries", "database"), strict=True):
         share = range(dist.rank(), len(part), dist.ranks())
-        loader = DataLoader(part, args.batch_size, sampler=share, num_workers=args.workers)
-        rows = encode(model, loader, transform, args.device, name)
+        loader = ClipLoader(part, args.workers, batch_size=args.batch_size, sampler=share)
+        rows = encode(encoder, loader, name)
         codes.append(dist.gather_shares(rows, len(part)))
     return codes
 
@@ -267,8 +307,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if not args.checkpoint + args.codes:
         parser.error("give --checkpoint or --codes")
-    try:
-        with one_line("test.py", "--batch-size"):
-            main(args)
-    finally:
-        dist.stop()
+    with dist.together(), one_line("test.py", "--batch-size"):
+        main(args)

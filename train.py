@@ -9,11 +9,11 @@ metrics.jsonl (one line an epoch) and TensorBoard files. The same command again 
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -38,24 +38,26 @@ from datasets import (
 from losses import DISTANCES, MINING
 from models import BACKBONES, build_network
 from utils import dist
-from utils.checkpoint import Training, save_checkpoint
+from utils.checkpoint import NotFiniteError, Training, save_checkpoint
 from utils.codes import binarize
 from utils.config import (
-    HelpFormatter,
+    folder_name,
     fraction,
+    new_parser,
     non_negative_float,
     parse_args,
     positive_float,
     positive_int,
     processors,
+    random_seed,
     share,
     two_or_more,
     whole_number,
 )
 from utils.errors import UserError, one_line
-from utils.files import write_text
+from utils.files import locked, write_text
 from utils.interrupt import CheckpointTimer
-from utils.log import RunLog, describe_environment
+from utils.log import RunLog, log_environment
 from utils.metrics import evaluate
 from utils.optimisation import (
     build_optimizer,
@@ -63,12 +65,12 @@ from utils.optimisation import (
     make_deterministic,
     mixed_precision,
 )
-from utils.retrieval import encode
+from utils.retrieval import build_encoder, encode
 
 # These may differ when a run is resumed: they do not change what is learnt.
 FREE_SETTINGS = {
-    *("config", "restart", "workers", "device", "frames", "splits", "output", "cache_folder"),
-    *("save_minutes", "save_steps", "eval_every"),
+    *("config", "restart", "workers", "device", "frames", "splits", "output"),
+    *("cache", "cache_folder", "cache_frames", "save_minutes", "save_steps", "eval_every"),
 }
 NETWORK_SETTINGS = ("backbone", "bits", "width", "shortcut", "dropout")
 COLLAPSED = 0.02  # standard deviation of a bit over a batch below which all codes are one
@@ -76,7 +78,8 @@ COLLAPSE_ADVICE = (
     "warning: the codes have collapsed, clips get nearly the same one. Usual remedies: lower --lr, "
     "longer --warmup-epochs, --mining batch-all rather than batch-hard, more --classes-per-batch"
 )
-CHECK_EVERY = 20  # steps between looks at the loss, since each look waits for the GPU
+GOES_ON = "the same command goes on there"
+CHECK_EVERY = 20  # steps between looks at the loss: each waits for the GPU
 
 
 class TrainingError(UserError):
@@ -85,16 +88,16 @@ class TrainingError(UserError):
 
 # fmt: off
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = new_parser(__doc__)
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("run").add_argument
     add("--config", help="YAML file of flags; what stands on the command line wins")
-    add("--frames", required=True, help="what extract_frames.py wrote")
-    add("--splits", required=True, help="what make_splits.py wrote")
-    add("--output", required=True, help="run folder; an existing one is resumed")
+    add("--frames", required=True, type=folder_name, help="what extract_frames.py wrote")
+    add("--splits", required=True, type=folder_name, help="what make_splits.py wrote")
+    add("--output", required=True, type=folder_name, help="run folder; an existing one is resumed")
     add("--restart", action="store_true", help="begin anew in an existing run folder")
-    add("--seed", type=whole_number, default=0, help="of weights, batches and augmentation")
-    add("--device", help="cuda, cuda:1, cpu; a GPU if there is one when not given")
+    add("--seed", type=random_seed, default=0, help="of weights, batches and augmentation")
+    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: cuda where there is one")
     add("--workers", type=whole_number, default=min(8, processors()),
         help="processes that read frames, for each process that trains")
     add("--cache", choices=PLACES, default="none",
@@ -175,13 +178,28 @@ def build_parser():
 # fmt: on
 
 
-def check_finite(totals, step):
-    """Raise TrainingError when the sum of losses is no number; asked before every checkpoint."""
+def has_diverged(what, step, args):
+    """The TrainingError that says what became infinite or NaN, and what was kept."""
+    last = Path(args.output) / "last.pt"
+    kept = f"{last} is from before that" if last.exists() else "no checkpoint was written"
+    return TrainingError(
+        f"{what} by step {step}; {kept}. Lower --lr or --clip-gradient, or look for damaged clips, "
+        "and --restart"
+    )
+
+
+def check_loss(totals, step, args):
+    """Raise TrainingError when the sum of losses is no number; this waits for a GPU."""
     if not math.isfinite(totals[0].item()):
-        raise TrainingError(
-            f"the loss became {totals[0].item()} by step {step}; last.pt is from before that. "
-            "Lower --lr or --clip-gradient, or look for damaged clips, and --restart"
-        )
+        raise has_diverged(f"the loss became {totals[0].item()}", step, args)
+
+
+def state_of(training, step, args):
+    """The state of a run for last.pt. Raises TrainingError where it is infinite or NaN."""
+    try:
+        return training.state()
+    except NotFiniteError as error:
+        raise has_diverged(str(error), step, args) from error
 
 
 def train_one_epoch(training, network, loader, to_input, criterion, args, after_step):
@@ -191,10 +209,11 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     one. network: training.model, or what wraps it. after_step: called with the number of steps.
     """
     device = next(network.parameters()).device
+    loss_device = torch.device("cpu") if device.type == "mps" else device  # Apple: no float64
     precision = mixed_precision(device, args.amp)
     generator = torch.Generator(device)
     batches = len(loader)
-    totals = torch.tensor(training.totals or [0.0] * 5, dtype=torch.float64, device=device)
+    totals = torch.tensor(training.totals or [0.0] * 5, dtype=torch.float64, device=loss_device)
     bar = tqdm(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, leave=False,
                initial=training.batch, unit="batch", disable=not dist.is_main())  # fmt: skip
     network.train()
@@ -202,12 +221,13 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
         step = training.epoch * batches + training.batch
         seed = (args.seed * 1_000_003 + step) * dist.ranks() + dist.rank()
-        torch.manual_seed(seed)  # for dropout
-        generator.manual_seed(seed)  # for augmentation
+        torch.manual_seed(2**63 + seed)  # for dropout
+        generator.manual_seed(seed)  # for augmentation, another stream of random numbers
         clips = to_input(clips.to(device, non_blocking=True), generator=generator)
         with torch.autocast(device.type, precision, enabled=precision is not None):
             codes = network(clips)  # (B, K) in (-1, 1)
-        codes, labels = dist.gather_batch(codes.float(), labels.to(device, non_blocking=True))
+        labels = labels.to(loss_device, non_blocking=True)
+        codes, labels = dist.gather_batch(codes.float().to(loss_device), labels)
         loss, stats = criterion(codes, labels)
 
         training.optimizer.zero_grad(set_to_none=True)
@@ -218,31 +238,34 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.scheduler.step()
+        dist.average_statistics(network)
 
         magnitude, spread = codes.detach().abs().mean(), codes.detach().std(dim=0).mean()
         totals += torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude, spread])
         training.batch += 1
         seen += len(labels)
         if training.batch % CHECK_EVERY == 0 or training.batch == batches:
-            check_finite(totals, step)
+            check_loss(totals, step + 1, args)
             bar.set_postfix(loss=f"{totals[0].item() / training.batch:.3f}")
         after_step(step + 1, totals)
-    loss, active, valid, magnitude, spread = totals.tolist()
+    training.totals = tuple(totals.tolist())
+    loss, active, valid, magnitude, spread = training.totals
+    rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     return {
         "train/loss": loss / batches,
         "train/active_share": active / max(valid, 1),
         "train/code_magnitude": magnitude / batches,
         "train/code_spread": spread / batches,
         "train/clips_per_second": seen / (time.perf_counter() - started),
-        "train/learning_rate": training.scheduler.get_last_lr()[0],
+        **{f"train/learning_rate_{name}": rate for name, rate in rates.items()},
     }
 
 
-def validate(model, loaders, to_input, device):
+def validate(encoder, loaders):
     """Metrics of `evaluate` for validation clips searched in training clips: two loaders."""
     codes, labels = [], []
     for loader in loaders:
-        rows = encode(model, loader, to_input, device, "validating")
+        rows = encode(encoder, loader, "validating")
         codes.append(binarize(dist.gather_shares(rows, len(loader.dataset))))
         labels.append(torch.tensor(loader.dataset.labels))
     return evaluate(codes[0], labels[0], codes[1], labels[1])
@@ -276,8 +299,7 @@ def open_sets(args, device):
             raise SplitError(f"--clip-frames {args.clip_frames}: only {stored} a video ({where})")
         if names and args.cache != "none":
             folder = args.cache_folder or Path(args.frames) / ".cache"
-            with dist.main_first():
-                path = build_cache(data, args.cache_frames, folder, args.workers)
+            path = build_cache(data, args.cache_frames, folder, args.workers)
             data = CachedClips(data, path, args.cache, device)
         sets.append(data)
     if not len(sets[0]):
@@ -305,13 +327,29 @@ def build_transforms(args, frame_size, normalisation):
     return preprocessing, to_train_input, partial(prepare, preprocessing=preprocessing)
 
 
-def lists_hash(*sets):
-    """Identifies the videos and classes that a run trains on and validates with: str."""
-    content = json.dumps([[data.names, data.labels] for data in sets])
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+@contextlib.contextmanager
+def lock_run(args):
+    """Keep other trainings out of the run folder; two would overwrite each other's checkpoints."""
+    lock = Path(args.output) / ".lock"
+    with locked(lock) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        yield
 
 
-def open_run(run, training, settings, args, device):
+def describe_data(train_set, val_set, args):
+    """What the batches depend on beside the flags: a dict that resuming compares."""
+    lists = json.dumps([[data.names, data.labels] for data in (train_set, val_set)])
+    extraction = train_set.extraction or {"num_frames": None}
+    is_cached = args.cache != "none"
+    return {
+        "lists": hashlib.sha256(lists.encode()).hexdigest()[:12],
+        "frame size": list(train_set.frame_size[:2]),
+        "extraction": train_set.extraction,
+        "frames per video": args.cache_frames if is_cached else extraction["num_frames"],
+        "processes": dist.ranks(),
+    }
+
+
+def open_run(run, training, settings, data, args, device):
     """Prepare the run folder and go on from its newest whole checkpoint, unless --restart.
 
     Returns the RunLog on the main process, else None.
@@ -321,7 +359,7 @@ def open_run(run, training, settings, args, device):
         for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
             path.unlink(missing_ok=True)  # else a new run could end with an old one's best
     if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
-        complaint = training.resume(resumable, settings, FREE_SETTINGS)
+        complaint = training.resume(resumable, settings, data, FREE_SETTINGS)
         if complaint:
             tell(f"{complaint}; going on from {previous} instead")
             last.unlink(missing_ok=True)  # or it would become the next previous.pt
@@ -330,7 +368,7 @@ def open_run(run, training, settings, args, device):
         return None
     log = RunLog(run, training.epoch)
     write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
-    write_text(run / "environment.json", describe_environment(device))
+    log_environment(run / "environment.jsonl", device, dist.ranks())
     return log
 
 
@@ -343,17 +381,16 @@ def main(args):
     # ==== network ====
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_SETTINGS}
-    with dist.main_first():  # one process downloads
-        model, settings, normalisation, source = build_network(settings, args.pretrained)
+    model, settings, normalisation, source = build_network(settings, args.pretrained)
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
-    model = model.to(memory_format=torch.channels_last_3d)  # faster in half precision and on CPUs
+    model.freeze(args.freeze_until, args.freeze_batch_norm)
     preprocessing, to_train_input, to_test_input = build_transforms(
         args, train_set.frame_size, normalisation
     )
+    encoder = build_encoder(model, to_test_input, device, args.amp)
     network = dist.data_parallel(model)
     network = torch.compile(network) if args.compile else network
 
@@ -361,8 +398,8 @@ def main(args):
     criterion = partial(
         MINING[args.mining], margin=args.margin, distance=args.distance, average=args.average
     )
-    parts = [(model.backbone, args.backbone_lr_factor), (model.hash, 1.0)]
-    optimizer = build_optimizer(parts, args)
+    modules = {"backbone": (model.backbone, args.backbone_lr_factor), "hash": (model.hash, 1.0)}
+    optimizer = build_optimizer(modules, args)
     scheduler = build_scheduler(optimizer, args, len(train_loader))
     half = mixed_precision(device, args.amp) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -370,8 +407,8 @@ def main(args):
 
     # ==== run folder ====
     run = Path(args.output)
-    settings_now = {**settings_of(args), "lists_hash": lists_hash(train_set, val_set)}
-    log = open_run(run, training, settings_now, args, device)
+    settings_now, data = settings_of(args), describe_data(train_set, val_set, args)
+    log = open_run(run, training, settings_now, data, args, device)
     if source:
         tell(f"backbone from {source['file']} ({source['family']})")
     parameters = sum(p.numel() for p in model.parameters())
@@ -379,47 +416,56 @@ def main(args):
         f"{args.backbone}, {args.bits} bits, {parameters / 1e6:.1f} M parameters on {device}; "
         f"{len(train_set)} training and {len(val_set)} validation clips of {len(classes)} classes"
     )
-    timer = CheckpointTimer(args.save_minutes, args.save_steps, device)
+    timer = CheckpointTimer(args.save_minutes, args.save_steps)
+    about = {
+        "network": settings,
+        "preprocessing": preprocessing,
+        "pretrained": source,
+        "classes": classes,
+        "settings": settings_now,
+        "data": data,
+        "videos": {"train": train_set.names, "val": val_set.names},
+    }
 
     def save(name, **more):
-        content = {
-            "network": settings,
-            "preprocessing": preprocessing,
-            "pretrained": source,
-            "classes": classes,
-            "settings": settings_now,
-            "epoch": training.epoch,
-            "model": model.state_dict(),
-        }
         if dist.is_main():
-            previous = run / "previous.pt" if name == "last.pt" else None
-            save_checkpoint(run / name, {**content, **more}, previous)
+            content = {**about, "epoch": training.epoch, "model": model.state_dict(), **more}
+            save_checkpoint(run / name, content, run / "previous.pt" if name == "last.pt" else None)
 
     def after_step(step, totals):
-        if timer.is_due(step):
-            check_finite(totals, step)
+        save_now, leave = timer.check(step)
+        if save_now:
+            check_loss(totals, step, args)
             training.totals = tuple(totals.tolist())
-            save("last.pt", training=training.state())
-            if timer.must_stop():
-                sys.exit(f"train.py: stopped after step {step}; the same command goes on there")
+            save("last.pt", training=state_of(training, step, args))
+        if leave:
+            dist.barrier()  # the others must not leave while the first one saves
+            raise dist.Stopped(f"train.py: stopped after step {step}; {GOES_ON}")
 
     # ==== loop ====
+    batches = len(train_loader)
     while training.epoch < args.epochs:
         train_loader.batch_sampler.set_position(training.epoch, training.batch)
         record = {"epoch": training.epoch}
         record |= train_one_epoch(
             training, network, train_loader, to_train_input, criterion, args, after_step
         )
-        training.epoch, training.batch, training.totals = training.epoch + 1, 0, ()
-        is_last = training.epoch == args.epochs
+        state = state_of(training, (training.epoch + 1) * batches, args)
+        is_last = training.epoch + 1 == args.epochs
         is_best = is_last and not len(val_set)
-        if len(val_set) and (is_last or training.epoch % args.eval_every == 0):
-            metrics = validate(model, eval_loaders, to_test_input, device)
+        if len(val_set) and (is_last or (training.epoch + 1) % args.eval_every == 0):
+            try:
+                with timer.leaving_at_once():
+                    metrics = validate(encoder, eval_loaders)
+            except dist.Stopped:
+                save("last.pt", training=state)
+                raise dist.Stopped(f"train.py: stopped before validation; {GOES_ON}") from None
             record["val/map"] = metrics["map"]
             is_best = metrics["map"] >= training.best_map  # of equal ones the one trained longest
             training.best_map = max(training.best_map, metrics["map"])
             if log:
                 log.plot({"validation": metrics}, record["epoch"])
+        training.epoch, training.batch, training.totals = training.epoch + 1, 0, ()
         if log:
             log.write(record)
         tell(describe(record, args))
@@ -459,8 +505,6 @@ if __name__ == "__main__":
         make_deterministic()
     else:
         torch.backends.cudnn.benchmark = True
-    try:
-        with one_line("train.py", "--classes-per-batch, --clip-frames, --size or --width"):
-            main(args)
-    finally:
-        dist.stop()
+    to_lower = "--classes-per-batch, --clip-frames, --size or --width"
+    with dist.together(), one_line("train.py", to_lower), lock_run(args):
+        main(args)

@@ -30,7 +30,7 @@ ROW = "{:<22}{:>11}{:>9}{:>6}{:>12}{:>10}{:>13}{:>17}"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--codes", help="an .npz as `test.py --codes` takes it; default random")
     parser.add_argument("--scale", action="store_true", help="grow to 1e6 items and 1e4 queries")
     parser.add_argument("--database", type=int, default=10_000, help="random codes (default 10000)")

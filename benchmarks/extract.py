@@ -48,7 +48,7 @@ def one_pass(video, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--videos", type=Path, help="folder of class folders of videos")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (default 3)")
     args = parser.parse_args()

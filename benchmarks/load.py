@@ -55,7 +55,7 @@ def usual_clip(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--videos", type=int, default=64, help="frame folders (default 64)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs (default 5)")
     args = parser.parse_args()

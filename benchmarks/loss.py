@@ -78,7 +78,7 @@ def measure(version, batch, clips, bits, runs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 256, 512, 1024, 4096])
     parser.add_argument("--clips", type=int, default=4, help="K, clips a class (default 4)")
     parser.add_argument("--bits", type=int, default=64, help="length of the codes (default 64)")

@@ -81,7 +81,7 @@ def spread(values, runs=1):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("kind", choices=KINDS)
     add("--output", type=Path, required=True, help="folder of results.csv and of the runs")

@@ -13,7 +13,7 @@ from benchmarks.comparisons import BASELINES, scores
 from datasets import FrameFolders, prepare, read_split
 from models import build_model
 from utils.checkpoint import load_checkpoint
-from utils.retrieval import encode
+from utils.retrieval import build_encoder, encode
 
 NEEDS = "frames"
 FOLDS = ["1,6,11,16", "2,7,12,17", "3,8,13,18", "4,9,14,19", "5,10,15,20"]  # UT-Interaction's 20
@@ -89,7 +89,8 @@ def run_baseline(name, seed, args, fold):
         names, ids = read_split(split, len(checkpoint["classes"]))
         clips = DataLoader(FrameFolders(names, ids, args.frames, preprocessing["clip_frames"]), 32)
         transform = partial(prepare, preprocessing=preprocessing)
-        features.append(encode(model.backbone, clips, transform, torch.device("cpu")))
+        encoder = build_encoder(model.backbone, transform, torch.device("cpu"))
+        features.append(encode(encoder, clips))
         labels.append(torch.tensor(ids))
     embed = BASELINES[name](features[1], checkpoint["network"]["bits"], seed)
     return scores(embed(features[0]), labels[0], embed(features[1]), labels[1])

@@ -40,7 +40,7 @@ def brute_force(queries, codes, top):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--codes", type=int, default=1_000_000, help="database size (default 1000000)")
     add("--bits", type=int, default=64, help="a multiple of 64 (default 64)")

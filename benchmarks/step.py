@@ -81,7 +81,7 @@ def make_step(backbone, args, device, precision, next_batch):
 
 def main():
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--batch", type=int, default=128 if on_gpu else 8, help="clips")
     parser.add_argument("--clip-frames", type=int, default=16)

@@ -11,13 +11,14 @@ from datasets.frames import (
     read_frame,
     read_split,
 )
-from datasets.loaders import build_loaders
+from datasets.loaders import ClipLoader, build_loaders
 from datasets.samplers import PKBatchSampler
 from datasets.transforms import augment, prepare
 
 __all__ = [
     "PLACES",
     "CachedClips",
+    "ClipLoader",
     "build_cache",
     "build_loaders",
     "FrameFolders",

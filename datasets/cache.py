@@ -1,11 +1,12 @@
 """Decoded clips as one uint8 array, so that training reads no JPEG twice.
 
 The array (N, F, H, W, 3) is built once from the frame folders and kept in a file whose name is a
-hash of all that it depends on: another list, another number of frames, or frames extracted anew
-give another file, so that a stale cache is never used.
+hash of all that it depends on: the list, the number of frames, and the name, size and time of every
+frame file. Frames extracted anew, or overwritten in place, give another file.
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -20,34 +21,68 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datasets.frames import SplitError, clip_request, even_frames
+from utils.files import locked
 
 PLACES = ("none", "disk", "ram", "device")
 
 
+def folder_state(folder):
+    """Hash (hex) of the names, sizes and times of the files in a frame folder."""
+    with os.scandir(folder) as entries:
+        files = [(e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries]
+    return hashlib.sha256(repr(sorted(files)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def cache_key(data, frames):
-    """Hash (hex) of the names, the number of frames, and when each folder was last changed."""
-    record = data.root / "extraction.json"
-    changed = [os.stat(data.root / name).st_mtime_ns for name in data.names]
-    parts = [
-        [os.path.abspath(data.root), frames, list(data.frame_size)],
-        list(zip(data.names, changed, strict=True)),
-        record.read_text(encoding="utf-8") if record.exists() else "",
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    """Hash (hex) of the names, the number of frames, and the state of every frame file."""
+    with ThreadPoolExecutor(8) as pool:  # a network disk answers many questions at once
+        states = list(pool.map(folder_state, (data.root / name for name in data.names)))
+    content = [os.path.abspath(data.root), frames, list(data.frame_size)]
+    content = json.dumps([content, list(zip(data.names, states, strict=True))])
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def cache_header(shape):
+    """The first bytes of the .npy file of a uint8 array of this shape."""
+    header = io.BytesIO()
+    kind = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, kind)
+    return header.getvalue()
+
+
+def is_whole(path, shape):
+    """Whether a cache file has the header and the length of an array of this shape."""
+    header = cache_header(shape)
+    if not path.is_file() or path.stat().st_size != len(header) + np.prod(shape, dtype=np.int64):
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(header)) == header
 
 
 def build_cache(data, frames, folder, workers):
     """The path of the .npy file with `frames` evenly spaced frames of every video of `data`.
 
-    data: FrameFolders. folder: where caches are kept. Written aside and renamed; an existing file
-    of the same key is used as it is. Raises SplitError when the disk is too small.
+    data: FrameFolders. folder: where caches are kept. Written aside and renamed; a whole file of
+    the same key is used as it is, a damaged one is built again. Of several processes one builds and
+    the others wait. Raises SplitError when the disk is too small.
     """
     path = Path(folder) / f"{cache_key(data, frames)}.npy"
-    if path.exists():
-        return path
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
     shape = (len(data), frames, *data.frame_size)
+    if is_whole(path, shape):
+        return path
+    with locked(path.parent / ".lock", seconds=-1):
+        if is_whole(path, shape):
+            return path
+        if path.exists():
+            tqdm.write(f"{path}: damaged; building it again")
+            path.unlink()
+        _build(path, shape, data, workers)
+    return path
+
+
+def _build(path, shape, data, workers):
+    """Decode all videos into a file aside and rename it to `path`."""
+    folder = path.parent
     need, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(folder).free
     if need > free:
         raise SplitError(
@@ -65,7 +100,6 @@ def build_cache(data, frames, folder, workers):
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    return path
 
 
 def _remove_stale(folder):
@@ -104,15 +138,16 @@ def _free_memory():
 class CachedClips(Dataset):
     """The clips of FrameFolders out of a cache: items as there, but fetched a batch at a time.
 
-    place: "disk" (memory-mapped), "ram" or "device". Give it to a DataLoader with
-    `collate_fn=lambda batch: batch` and no workers: a batch is one gather from one array.
+    place: "disk" (memory-mapped; worker processes may read it), "ram" or "device". A batch is one
+    gather from one array, so a DataLoader needs a collate_fn that changes nothing.
     """
 
     def __init__(self, data, path, place, device):
         self.names, self.labels, self.clip_frames = data.names, data.labels, data.clip_frames
-        self.frame_size = data.frame_size
-        array = np.load(path, mmap_mode="r")
+        self.frame_size, self.extraction = data.frame_size, data.extraction
+        self.path, self.place = path, place
         self.device = device if place == "device" else torch.device("cpu")
+        array = np.load(path, mmap_mode="r")
         if place == "disk":
             self.clips = array
             return
@@ -133,6 +168,15 @@ class CachedClips(Dataset):
             chunk = np.array(array[first : first + 256])
             self.clips[first : first + 256] = torch.from_numpy(chunk).to(self.device)
 
+    def __getstate__(self):
+        """Workers that are not forked map the file anew: pickling a map copies all its data."""
+        return {**vars(self), "clips": None} if self.place == "disk" else vars(self)
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if self.place == "disk":
+            self.clips = np.load(self.path, mmap_mode="r")
+
     def __len__(self):
         return len(self.names)
 
@@ -141,9 +185,14 @@ class CachedClips(Dataset):
         requests = [clip_request(item, self.clip_frames) for item in items]
         indices = np.array([index for index, _ in requests])
         positions = np.stack([choose(self.clips.shape[1]) for _, choose in requests])  # (B, T)
+        labels = torch.tensor([self.labels[i] for i in indices])
         if isinstance(self.clips, np.ndarray):
-            clips = torch.from_numpy(self.clips[indices[:, None], positions])
-        else:
-            rows, columns = (torch.from_numpy(x).to(self.device) for x in (indices, positions))
-            clips = self.clips[rows[:, None], columns]
-        return clips, torch.tensor([self.labels[i] for i in indices])
+            return torch.from_numpy(self.clips[indices[:, None], positions]), labels
+        return self.clips[self._to_device(indices)[:, None], self._to_device(positions)], labels
+
+    def _to_device(self, numbers):
+        """An array on the device that holds the clips, copied without waiting for a GPU."""
+        tensor = torch.from_numpy(numbers)
+        if self.device.type == "cuda":  # from other memory the copy would wait
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

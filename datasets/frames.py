@@ -122,13 +122,17 @@ def read_frame(path):
     return frame
 
 
-def extracted_frames(root):
-    """Frames a video that extract_frames.py wrote below `root`: 0 for all, None if not its work."""
+def read_extraction(root):
+    """The settings with which extract_frames.py wrote `root`: dict, None if not its work.
+
+    "num_frames" is the number of frames per video, 0 for all of them.
+    """
     record = Path(root) / "extraction.json"
     if not record.exists():
         return None
     try:
-        return int(json.loads(record.read_text(encoding="utf-8"))["num_frames"])
+        settings = json.loads(record.read_text(encoding="utf-8"))
+        return {**settings, "num_frames": int(settings["num_frames"])}
     except (ValueError, KeyError, TypeError) as error:
         raise SplitError(f"{record}: damaged; delete {root} and run extract_frames.py") from error
 
@@ -158,7 +162,8 @@ class FrameFolders(Dataset):
                 f"{len(missing)} of {len(names)} frame folders are missing under {self.root}, "
                 f"the first is {missing[0]}; run extract_frames.py, or correct --frames"
             )
-        self.extracted = extracted_frames(self.root)
+        self.extraction = read_extraction(self.root)
+        self.extracted = self.extraction and self.extraction["num_frames"]
         self.frame_size = read_frame(list_frames(self.root / names[0])[0]).shape if names else None
 
     def __len__(self):

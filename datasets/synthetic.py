@@ -206,7 +206,9 @@ def make_dataset(output, classes=6, groups=50, videos=600, test_groups=10, side=
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--output", required=True, help="folder for videos/ and annotations/")
     parser.add_argument("--classes", type=int, default=6, help="at most 120 (default 6)")

@@ -4,6 +4,8 @@ Each clip is cropped, flipped and coloured as a whole: one draw a clip, never on
 window, its resizing and the flip are one bilinear sampling for the whole batch.
 """
 
+from functools import lru_cache
+
 import torch
 from torch.nn import functional
 
@@ -52,12 +54,18 @@ def _jitter_colours(clips, strength, generator):
     return (brightness * (mean + contrast * (clips - mean))).clamp(0, 255)
 
 
+@lru_cache
+def _per_channel(values, device):
+    """Three numbers as a (3, 1, 1) tensor, copied to the device once: a copy waits for a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(3, 1, 1)
+
+
 def _normalise(clips, preprocessing):
     """(B, T, 3, H, W) RGB in 0..255 -> (B, 3, T, H, W) in the range and order of the weights."""
     if preprocessing["channels"] == "BGR":
         clips = clips.flip(2)
-    mean = torch.tensor(preprocessing["mean"], device=clips.device).view(3, 1, 1)
-    std = torch.tensor(preprocessing["std"], device=clips.device).view(3, 1, 1)
+    mean, std = (_per_channel(tuple(preprocessing[key]), clips.device) for key in ("mean", "std"))
     return ((clips * (preprocessing["range"] / 255) - mean) / std).transpose(1, 2)
 
 

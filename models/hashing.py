@@ -29,7 +29,8 @@ class HashingNetwork(nn.Module):
 
         until: name of a child of the backbone, such as "layer2" or "conv3b". Its parameters and
         those before it get no gradient. batch_norm: also keep the running statistics of every
-        batch normalisation of the backbone. Raises UserError for an unknown layer.
+        batch normalisation of the backbone. Conversion to SyncBatchNorm must come before, since it
+        replaces the modules. Raises UserError for an unknown layer.
         """
         names = [name for name, _ in self.backbone.named_children()]
         if until is not None and until not in names:
@@ -37,7 +38,8 @@ class HashingNetwork(nn.Module):
         fixed = names[: names.index(until) + 1] if until else []
         self.frozen = [self.backbone.get_submodule(name).requires_grad_(False) for name in fixed]
         if batch_norm:
-            self.frozen += [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm3d)]
+            kinds = (nn.BatchNorm3d, nn.SyncBatchNorm)
+            self.frozen += [m for m in self.backbone.modules() if isinstance(m, kinds)]
 
     def train(self, mode=True):
         super().train(mode)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
+from utils.files import locked
 
 NAMES = {"r3d18_kinetics400": "R3D_18_Weights.KINETICS400_V1"}
 C3D_LAYERS = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b")
@@ -187,11 +188,13 @@ def _download(name):
 
     url = get_weight(NAMES[name]).url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return path
+    with locked(path.parent / ".lock", seconds=-1):  # of several processes one downloads
         prefix = path.stem.rpartition("-")[2]
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+            if not path.exists():
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
         except (OSError, RuntimeError) as error:
             raise PretrainedError(
                 f"--pretrained {name}: {url} cannot be downloaded ({error}); fetch it on another "

@@ -45,17 +45,17 @@ def one_of_two(rank, port, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
     torch.set_num_threads(1)
-    dist.start("cpu")
-    rows = torch.arange(rank, 7, 2)[:, None] * torch.ones(1, 3)
-    content = {
-        "result": loss_and_gradients(rank, 2),
-        "gathered": dist.gather_shares(rows, 7),
-        "few": dist.gather_shares(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
-        "any": [dist.any_process(rank == 1, "cpu"), dist.any_process(False, "cpu")],
-        "main": dist.is_main(),
-    }
-    torch.save(content, f"{folder}/{rank}.pt")
-    dist.stop()
+    with dist.together():
+        dist.start("cpu")
+        rows = torch.arange(rank, 7, 2)[:, None] * torch.ones(1, 3)
+        content = {
+            "result": loss_and_gradients(rank, 2),
+            "gathered": dist.gather_shares(rows, 7),
+            "few": dist.gather_shares(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
+            "any": [dist.ask_all([rank == 1, False])(), dist.ask_all([False, rank == 0])()],
+            "main": dist.is_main(),
+        }
+        torch.save(content, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_shares_come_back_in_order_without_padding(two):
     for process in two:
         assert process["gathered"].tolist() == [[float(i)] * 3 for i in range(7)]
         assert process["few"].tolist() == [[5.0]], "one process has no row"
-        assert process["any"] == [True, False]
+        assert process["any"] == [[True, False], [False, True]]
     assert [process["main"] for process in two] == [True, False]
 
 

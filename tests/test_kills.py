@@ -16,7 +16,7 @@ from datasets.synthetic import make_dataset
 
 def tree(root):
     """Every file below a folder with its content, but for logs, which hold times."""
-    logs = ("events.out", "metrics.jsonl", "environment.json", "config.yaml", "previous.pt")
+    logs = ("events.out", "metrics.jsonl", "environment.jsonl", "config.yaml", "previous.pt")
     return {
         str(path.relative_to(root)): comparable(path)
         for path in sorted(root.rglob("*"))

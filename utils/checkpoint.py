@@ -1,6 +1,7 @@
 """Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
 
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from utils.errors import UserError
 from utils.files import write_aside
 
 FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
+
+
+class NotFiniteError(UserError):
+    """Weights or the optimiser's state hold NaN or infinite values: training has diverged."""
 
 
 class CheckpointError(UserError):
@@ -64,17 +69,22 @@ class Training:
     best_map: float = -1.0
 
     def state(self):
-        return {
+        """What last.pt holds. Raises NotFiniteError: resuming from such a state is of no use."""
+        state = {
             name: part.state_dict() if hasattr(part, "state_dict") else part
             for name, part in vars(self).items()
         }
+        finite = [t.isfinite().all() for t in floats_of(state)]
+        if not torch.stack(finite).all():
+            raise NotFiniteError("the weights or the state of the optimiser became infinite or NaN")
+        return state
 
-    def resume(self, paths, settings, free):
+    def resume(self, paths, settings, data, free):
         """Go on from the first of the checkpoints `paths` that is whole, if its run is the same.
 
-        settings: dict of this run's flags. free: names of those that may differ. Returns what was
-        wrong with the checkpoints passed over, or None. Raises CheckpointError when none is whole,
-        or one that names the settings that differ.
+        settings: dict of this run's flags. free: names of those that may differ. data: dict of what
+        else the batches depend on. Returns what was wrong with the checkpoints passed over, or
+        None. Raises CheckpointError when none is whole, or one that names what differs.
         """
         path = paths[0]
         try:
@@ -82,25 +92,40 @@ class Training:
         except CheckpointError as error:
             if not paths[1:]:
                 raise
-            self.resume(paths[1:], settings, free)
+            self.resume(paths[1:], settings, data, free)
             return str(error)
         if "training" not in checkpoint:
             raise CheckpointError(f"{path}: holds no optimiser; only a last.pt can be resumed")
+        flags = {f"--{name.replace('_', '-')}": name for name in settings if name not in free}
+        now = {flag: settings[name] for flag, name in flags.items()} | data
         earlier = checkpoint["settings"]
+        earlier = {flag: earlier[name] for flag, name in flags.items() if name in earlier}
+        earlier |= checkpoint.get("data", {})
         changed = [
-            f"--{name.replace('_', '-')} {value} instead of {earlier[name]}"
-            for name, value in settings.items()
-            if name not in free and name in earlier and earlier[name] != value
+            f"{name} {now[name]} instead of {earlier[name]}"
+            for name in now
+            if name in earlier and earlier[name] != now[name]
         ]
         if changed:
             raise CheckpointError(
-                f"{path} is of a run with other settings ({'; '.join(changed)}); repeat them to "
-                "resume it, or give another --output or --restart"
+                f"{path} is of a run with other settings or data ({'; '.join(changed)}); repeat "
+                "them to resume it, or give another --output or --restart"
             )
         for name, value in checkpoint["training"].items():
             part = getattr(self, name)
-            if hasattr(part, "load_state_dict"):
-                part.load_state_dict(value)
-            else:
+            if not hasattr(part, "load_state_dict"):
                 setattr(self, name, value)
+            elif value:  # a GradScaler that was not needed has an empty state, which none accepts
+                part.load_state_dict(value)
         return None
+
+
+def floats_of(state):
+    """All floating-point tensors in nested dicts and lists."""
+    if isinstance(state, dict):
+        state = state.values()
+    if isinstance(state, torch.Tensor):
+        return [state] if state.is_floating_point() else []
+    if not isinstance(state, str) and isinstance(state, Iterable):
+        return [tensor for value in state for tensor in floats_of(value)]
+    return []

@@ -12,6 +12,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows each flag's default and leaves the script's docstring as it is written."""
 
 
+def new_parser(doc, **options):
+    """An argparse.ArgumentParser that shows `doc` and takes no abbreviated flags.
+
+    With them `--conf x.yaml` would be taken for --config, but not by `parse_args`.
+    """
+    options = {"formatter_class": HelpFormatter, "allow_abbrev": False, **options}
+    return argparse.ArgumentParser(description=doc, **options)
+
+
 def parse_args(parser, argv=None):
     """Parse `argv`, with the keys of the file named by --config as tokens ahead of it.
 
@@ -19,7 +28,7 @@ def parse_args(parser, argv=None):
     once and the command line wins. Required flags may stand in the file. On any mistake the parser
     exits with status 2 and one line.
 
-    parser: argparse.ArgumentParser that has a --config flag. argv: list of str, sys.argv[1:] if
+    parser: from `new_parser`, with a --config flag. argv: list of str, sys.argv[1:] if
     None. Returns argparse.Namespace.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -87,6 +96,13 @@ def _flag_tokens(parser, action, value, where):
     return [action.option_strings[0], *map(str, values)]
 
 
+def folder_name(text):
+    """argparse type: a folder's name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty; give a folder")
+    return text
+
+
 def processors():
     """Processors that this process may use, shared with the others that torchrun started here."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -106,6 +122,14 @@ def two_or_more(text):
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
+
+
+def random_seed(text):
+    """argparse type: a whole number from 0 to 2**32 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {2**32 - 1}")
     return value
 
 

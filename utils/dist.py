@@ -1,49 +1,163 @@
 """Several processes as one: everything here does nothing where there is only one.
 
 `torchrun --nproc-per-node 8 train.py ...` starts the processes, on one machine or, with torchrun's
-rendezvous flags, on several. Sources: PyTorch's documentation of torch.distributed and torchrun.
+rendezvous flags, on several. Tensors of GPUs are exchanged by NCCL; what the processes tell each
+other from the CPU (flags, metrics) goes through Gloo, so that it never waits for a GPU.
+Sources: PyTorch's documentation of torch.distributed, torchrun and DistributedDataParallel.
 """
 
 import contextlib
 import os
 import sys
+import threading
+import time
+import traceback
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.errors import UserError
+from utils.errors import UserError, is_lost_connection
+
+# Long, because one process may validate or read a slow video while the others wait for it.
+TIMEOUT = timedelta(hours=1)
+_cpu_group = None  # None is the default group, which is Gloo where there is no GPU
+_watcher = None  # the thread that waits for failures of other processes
+_finished = threading.Event()
+
+
+class Stopped(SystemExit):
+    """All processes leave as they were asked to: nothing failed."""
+
+
+# ==== joining and leaving ====
 
 
 def start(device=None):
     """Join the processes that torchrun started, if it did. Returns this process's torch.device.
 
     device: a name, or None for this process's GPU where there is one and else the CPU.
-    Raises UserError for a device that is not there.
+    Raises UserError for a device that is not there, or for tasks that do not know of each other.
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if device is None:
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-        if device.type == "cuda":
-            device = torch.device("cuda", local if device.index is None else device.index)
-            torch.cuda.set_device(device)
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    if "RANK" in os.environ and not dist.is_initialized():
-        # Long, because one process may validate or read a slow video while the others wait for it.
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=1))
+    global _cpu_group, _watcher
+    device = choose_device(device)
+    if "RANK" not in os.environ:
+        _refuse_separate_tasks()
+    elif not dist.is_initialized():
+        on_gpu = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=device if on_gpu else None
+        )
+        _cpu_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu else None
+        _watcher = threading.Thread(target=_watch, args=(_connect(),), daemon=True)
+        _watcher.start()
     return device
 
 
-def stop():
-    """Leave the other processes, together with them unless an error makes this one leave."""
+def choose_device(name):
+    """The torch.device of a name such as "cpu", "cuda", "cuda:1" or "mps"; None chooses.
+
+    Raises UserError where there is no such device.
+    """
+    local, local_size = (int(os.environ.get(f"LOCAL_{key}", 0)) for key in ("RANK", "WORLD_SIZE"))
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (number.isdecimal() or number == ""):
+        raise UserError(f"--device {name}: give cpu, cuda, cuda:1 or mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: PyTorch finds no Apple GPU here")
+    if kind != "cuda":
+        return torch.device(kind)
+    if number and local_size > 1:
+        raise UserError(
+            f"--device {name} puts all {local_size} processes on one GPU; leave it out, or name "
+            "the GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    index = int(number or local)
+    if index >= torch.cuda.device_count():
+        raise UserError(f"--device cuda:{index}: PyTorch finds {torch.cuda.device_count()} GPUs")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _refuse_separate_tasks():
+    """`srun` or `mpirun` alone start processes that would all do the whole work at once."""
+    launchers = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
+    for variable, launcher in launchers.items():
+        if int(os.environ.get(variable, 1)) > 1:
+            raise UserError(
+                f"{launcher} started {os.environ[variable]} tasks that do not know of each other; "
+                "start one per machine, with torchrun: srun --ntasks-per-node 1 torchrun --nnodes "
+                "$SLURM_NNODES --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint "
+                f"FIRST_HOST:29500 {os.path.basename(sys.argv[0])} ..."
+            )
+
+
+@contextlib.contextmanager
+def together():
+    """Leave all processes at the end of the body, and at once where one of them fails.
+
+    A process that fails prints its error, tells the others and ends: taking down NCCL could wait
+    for collectives that never finish. The others end within seconds, with the first error.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if dist.is_initialized():
+            _leave(error)
+        raise
     if dist.is_initialized():
-        if sys.exc_info()[0] is None:  # else one that leaves early breaks the others' connections
-            dist.barrier()
+        _finished.set()
+        _watcher.join()  # a thread that is in C++ when Python ends would abort the process
+        barrier()
         dist.destroy_process_group()
+
+
+def _leave(error):
+    """Print `error` as Python would, tell the other processes and end this one."""
+    if is_lost_connection(error.__context__ or error):
+        time.sleep(3)  # in which `_watch` ends this process with the first error, if there is one
+    lines = traceback.format_exception(error)
+    if isinstance(error, SystemExit):
+        lines = [f"{error.code}\n"] if isinstance(error.code, str) else []
+    print("".join(lines), end="", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush(), sys.stderr.flush()
+    if not isinstance(error, Stopped):
+        with contextlib.suppress(RuntimeError):  # who keeps the store may have left
+            _connect().compare_set(_failure_key(), "", (lines or ["it failed"])[-1].strip())
+    status = error.code if isinstance(error, SystemExit) else 1
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def _connect():
+    """A connection of its own to the store at which the processes of the run met."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=20))
+
+
+def _failure_key():
+    """Where a failure is told; torchrun --max-restarts may keep one store for all attempts."""
+    return f"failure of attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def _watch(store):
+    """End this process, wherever it is, when another one has told that it failed."""
+    reason = None
+    while reason is None and not _finished.wait(1):
+        try:
+            if store.check([_failure_key()]):
+                reason = store.get(_failure_key()).decode()
+        except RuntimeError:
+            reason = "the process that they all met at has ended"
+    if not _finished.is_set():
+        print(f"another process of this run failed: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+# ==== who is who ====
 
 
 def rank():
@@ -59,21 +173,44 @@ def is_main():
     return rank() == 0
 
 
-@contextlib.contextmanager
-def main_first():
-    """The body runs on the main process alone and then, when it is through, on the others."""
-    if ranks() > 1 and not is_main():
-        dist.barrier()
-    yield
-    if ranks() > 1 and is_main():
-        dist.barrier()
+def barrier():
+    """Wait for all processes."""
+    if ranks() > 1:
+        dist.all_reduce(torch.zeros(1), group=_cpu_group)
+
+
+# ==== training ====
 
 
 def data_parallel(model):
     """The model to call in training: gradients are averaged over the processes after backward."""
     if ranks() == 1:
         return model
-    return torch.nn.parallel.DistributedDataParallel(model)
+    device = next(model.parameters()).device
+    return torch.nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+@torch.no_grad()
+def average_statistics(model):
+    """Give every process the mean of all running means and variances of batch normalisation.
+
+    Asked after each step, so that all processes validate, and save, one and the same network.
+    """
+    if ranks() == 1:
+        return
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    layers = [m for m in layers if not isinstance(m, torch.nn.SyncBatchNorm)]
+    buffers = [b for m in layers for b in (m.running_mean, m.running_var)]
+    if buffers:
+        flat = torch.cat(buffers)
+        dist.all_reduce(flat)
+        means = (flat / ranks()).split([len(b) for b in buffers])
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean)
 
 
 def gather_batch(codes, labels):
@@ -93,6 +230,27 @@ def gather_batch(codes, labels):
     return torch.cat(all_codes), torch.cat(all_labels)
 
 
+# ==== between the steps ====
+
+
+def ask_all(flags):
+    """Start to ask whether any process has each of the `flags` (list of bool) set.
+
+    All processes must ask. Returns a function that gives the answer, the same on all of them; by
+    the next step it is there, so that nobody waits.
+    """
+    answer = torch.tensor(flags, dtype=torch.uint8)
+    if ranks() == 1:
+        return lambda: flags
+    work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=_cpu_group, async_op=True)
+
+    def wait():
+        work.wait()
+        return answer.bool().tolist()
+
+    return wait
+
+
 def gather_shares(rows, count):
     """The (count, ...) tensor of which each process holds rows rank, rank + ranks, ...; on all.
 
@@ -109,19 +267,10 @@ def gather_shares(rows, count):
     return whole
 
 
-def any_process(flag, device):
-    """Whether `flag` is true on any process; all of them must ask."""
-    if ranks() == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags.item())
-
-
 def gather(value):
     """What each process gives, as a list on every process; all of them wait here."""
     if ranks() == 1:
         return [value]
     values = [None] * ranks()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_cpu_group)
     return values

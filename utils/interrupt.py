@@ -1,48 +1,66 @@
 """When to write a checkpoint in the middle of an epoch: by the clock, by steps, or on a signal."""
 
-import os
+import contextlib
 import signal
 import time
 
-from utils.dist import any_process, ranks
+from utils import dist
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class CheckpointTimer:
     """Asked after every step; SIGTERM and SIGINT are noted and answered there, not at once.
 
+    Terminals, `timeout`, SLURM and torchrun signal every process of a run, often twice, so that a
+    second signal changes nothing; but Ctrl-C again, a second later, leaves without saving.
     minutes, steps: how often; 0 for never.
     """
 
-    def __init__(self, minutes, steps, device):
-        self.minutes, self.steps, self.device = minutes, steps, device
-        self.process, self.signal = os.getpid(), None
-        self.saved_at = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def __init__(self, minutes, steps):
+        self.minutes, self.steps = minutes, steps
+        self.saved_at, self.signalled_at = time.monotonic(), None
+        self.raises = False
+        self.answer = None  # to what this process asked the others after the step before
+        for number in SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number, _):
-        if os.getpid() != self.process:  # a worker of a DataLoader, forked with this handler
-            os._exit(128 + number)
-        if self.signal is not None:  # the second time is meant
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(self.process, number)
-        self.signal = number
+        now = time.monotonic()
+        if self.signalled_at is None:
+            self.signalled_at = now
+        elif number == signal.SIGINT and now - self.signalled_at > 1 and dist.ranks() == 1:
+            raise KeyboardInterrupt
+        if self.raises:
+            self.raises = False
+            raise dist.Stopped
 
-    def is_due(self, step):
-        """Whether to save after `step` steps, counted from 1; the same answer on every process.
+    def check(self, step):
+        """(whether to save, whether to leave) after `step` steps, counted from 1.
 
-        Several processes agree on the clock and on signals every 20 steps, since that makes each
-        wait for the others.
+        Several processes agree one step late, so that none waits for another's answer.
         """
-        by_clock = self.minutes and time.monotonic() - self.saved_at > 60 * self.minutes
-        due = bool(by_clock or self.signal)
-        if ranks() > 1:
-            due = step % 20 == 0 and any_process(due, self.device)
-        if due or (self.steps and step % self.steps == 0):
+        if dist.ranks() == 1:
+            by_clock, leave = self._flags()
+        else:
+            by_clock, leave = self.answer() if self.answer else (False, False)
+        save = bool(by_clock or leave or (self.steps and step % self.steps == 0))
+        if save:
             self.saved_at = time.monotonic()
-            return True
-        return False
+        self.answer = dist.ask_all(self._flags())
+        return save, leave
 
-    def must_stop(self):
-        """Whether a signal asked any process to leave."""
-        return any_process(self.signal is not None, self.device)
+    def _flags(self):
+        late = time.monotonic() - self.saved_at > 60 * self.minutes
+        return [bool(self.minutes and late), self.signalled_at is not None]
+
+    @contextlib.contextmanager
+    def leaving_at_once(self):
+        """A signal leaves the body with dist.Stopped; for long work that can be done again."""
+        if self.signalled_at is not None:
+            raise dist.Stopped
+        self.raises = True
+        try:
+            yield
+        finally:
+            self.raises = False

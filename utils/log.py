@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
@@ -57,8 +58,11 @@ class RunLog:
         self.board.close()
 
 
-def describe_environment(device):
-    """JSON text of what a run depends on: command, packages, commit of the code, device."""
+def log_environment(path, device, processes):
+    """Append a line of JSON to `path`: what this start of a run depends on.
+
+    Time, command, packages, commit of the code, device and number of processes.
+    """
     folder = Path(__file__).resolve().parent
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -68,7 +72,9 @@ def describe_environment(device):
     packages = ("torch", "torchvision", "numpy", "opencv-python-headless", "opencv-python")
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     record = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "processes": processes,
         "python": platform.python_version(),
         "packages": {name: installed[name] for name in packages if name in installed},
         "commit": commit,
@@ -76,4 +82,5 @@ def describe_environment(device):
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
     }
-    return json.dumps(record, indent=2) + "\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

@@ -7,18 +7,20 @@ from functools import partial
 import torch
 
 
-def build_optimizer(parts, args):
+def build_optimizer(modules, args):
     """SGD with Nesterov momentum or AdamW; no weight decay on biases and batch normalisation.
 
-    parts: pairs (module, factor on the learning rate); parameters without a gradient are left out.
+    modules: {name: (module, factor on the learning rate)}; parameters without a gradient are left
+    out, and each group has its module's "name".
     args: has optimizer ("sgd" or "adamw"), lr, momentum, weight_decay.
     """
     groups = []
-    for module, factor in parts:
+    for name, (module, factor) in modules.items():
         trained = [p for p in module.parameters() if p.requires_grad]
         decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-        groups.append({"params": decayed, "lr": factor * args.lr})
-        groups.append({"params": others, "lr": factor * args.lr, "weight_decay": 0.0})
+        rate = {"name": name, "lr": factor * args.lr}
+        groups.append({"params": decayed, **rate})
+        groups.append({"params": others, **rate, "weight_decay": 0.0})
     fused = any(p.is_cuda for group in groups for p in group["params"])
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": fused}
     if args.optimizer == "adamw":
@@ -55,7 +57,8 @@ def mixed_precision(device, wanted):
     """
     if device.type != "cuda" or not wanted:
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)  # emulation is slow
+    return torch.bfloat16 if in_hardware else torch.float16
 
 
 def make_deterministic():

@@ -4,31 +4,39 @@ import torch
 from tqdm import tqdm
 
 from utils.dist import is_main
+from utils.optimisation import mixed_precision
 
 
-@torch.no_grad()
-def encode_batch(model, clips, transform, device):
-    """Approximate hash codes of uint8 clips (B, T, H, W, 3): (B, K) float32 on `device`.
+def build_encoder(model, transform, device, amp=True):
+    """Prepare a network for inference, as validation, test.py and search.py all use it.
 
-    model: in evaluation mode, clips (B, 3, T, H, W) -> (B, K). transform: from the uint8 clips, on
-    `device`, to the model's input.
+    model: clips (B, 3, T, H, W) -> (B, K); moved to `device` and put in evaluation mode.
+    transform: from uint8 clips, on `device`, to the model's input. amp: mixed precision on GPUs.
+    Returns a function: uint8 clips (B, T, H, W, 3) -> approximate codes (B, K) float32 on `device`.
     """
-    return model(transform(clips.to(device, non_blocking=True))).float()
+    model.to(device).eval()
+    if device.type != "mps":  # faster in half precision and on CPUs; Apple GPUs lack it
+        model.to(memory_format=torch.channels_last_3d)
+    precision = mixed_precision(device, amp)
+
+    @torch.inference_mode()
+    def encode_clips(clips):
+        clips = transform(clips.to(device, non_blocking=True))
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            codes = model(clips)
+        return codes.float()
+
+    return encode_clips
 
 
-def encode(model, loader, transform, device, description="encoding"):
+def encode(encoder, loader, description="encoding"):
     """Approximate hash codes of every clip of `loader`, in its order.
 
-    model, transform, device: as for `encode_batch`; the model is put in evaluation mode.
-    loader: gives (B, T, H, W, 3) uint8 clips and labels.
+    encoder: from `build_encoder`. loader: gives (B, T, H, W, 3) uint8 clips and labels.
     Returns (N, K) float32 on the CPU, or None where there is no clip.
     """
-    model.eval()
-    codes = []
-    for clips, _ in tqdm(
-        loader, desc=description, unit="batch", leave=False, disable=not is_main()
-    ):
-        codes.append(encode_batch(model, clips, transform, device))
+    batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not is_main())
+    codes = [encoder(clips) for clips, _ in batches]
     return torch.cat(codes).cpu() if codes else None
 
 

@@ -66,7 +66,7 @@ class _Worker:
         ours = [self.connection, *(worker.connection for worker in others)]
         inherited = ours if CONTEXT.get_start_method() == "fork" else []
         self.process = CONTEXT.Process(
-            target=_serve, args=(function, theirs, inherited, os.getpid()), daemon=True
+            target=_serve, args=(function, theirs, inherited), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -95,20 +95,21 @@ class _Worker:
         self.process.join()
 
 
-def end_with_parent(parent):
-    """Have Linux kill this process as soon as its parent, process `parent`, has ended.
+def end_with_parent():
+    """Have Linux kill this process of multiprocessing as soon as its parent has ended.
 
     Source: PR_SET_PDEATHSIG of prctl(2). Elsewhere a closed connection ends workers a little later.
     """
     if sys.platform == "linux":
+        parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before that call
-            os._exit(1)
+        if os.getppid() != parent or not multiprocessing.parent_process().is_alive():
+            os._exit(1)  # it ended before that call
 
 
-def _serve(function, connection, inherited, parent):
+def _serve(function, connection, inherited):
     """Answer jobs until the connection closes."""
-    end_with_parent(parent)
+    end_with_parent()
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
