@@ -3,6 +3,7 @@
 python -m pytest tests/test_video_colours.py -s      # prints the tables
 """
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from video_charts import (
     patches,
 )  # fmt: skip
 
+from utils.frame import _orientation
 from utils.video import read_video
 
 pytestmark = pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program")
@@ -149,7 +151,8 @@ def test_every_encoder_gives_the_picture_that_the_ffmpeg_program_reads(tmp_path,
         pytest.skip("ffmpeg here cannot read it")
     picture = read_video(path, 1, reference.shape[:2])[0]
     show(f"{encoder} {suffix}", picture, reference)
-    assert np.abs(patches(picture) - patches(reference)).max() < 6
+    most = 8 if encoder == "msvideo1" else 4  # 5 bits a colour, which ffmpeg widens otherwise
+    assert np.abs(patches(picture) - patches(reference)).max() < most
 
 
 # ==== interlaced ====
@@ -223,6 +226,30 @@ def test_turned_and_mirrored_videos_are_shown_upright(tmp_path, matrix):
     assert read_video(path, 1, (96, None)).shape[2] == round(
         96 * expected.shape[1] / expected.shape[0]
     )
+
+
+class Unlisted:
+    """A frame with side data of a kind that PyAV does not know, as of MJPEG with EXIF."""
+
+    def __init__(self, rotation):
+        self.rotation = rotation
+
+    @property
+    def side_data(self):
+        raise ValueError("31 is not a valid Type")
+
+
+def test_side_data_that_pyav_does_not_know_does_not_hide_the_rotation(tmp_path):
+    path = tmp_path / "chart.mp4"
+    if not encode(path, chart()[None], *X264, "-pix_fmt", "yuv420p"):
+        pytest.skip("no ffmpeg with libx264")
+    for matrix in list(TURNS)[:4]:
+        turned = tmp_path / f"{matrix}.mp4"
+        turned.write_bytes(path.read_bytes())
+        turn(turned, matrix)
+        with av.open(str(turned)) as container:
+            frame = next(container.decode(video=0))
+            assert _orientation(Unlisted(frame.rotation)) == _orientation(frame)
 
 
 def test_pixels_that_are_not_square_are_shown_in_shape(tmp_path):

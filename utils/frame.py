@@ -100,7 +100,11 @@ def _orientation(frame):
 
     From the display matrix [a b u; c d v; x y w]: pixel (p, q) is shown at (a p + c q, b p + d q).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # a kind of side data that PyAV does not know; flips are lost
+        turns = round(frame.rotation / 90) % 4  # counterclockwise
+        return turns % 2 == 1, turns in (2, 3), turns in (1, 2)
     if matrix is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
