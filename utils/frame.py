@@ -14,11 +14,11 @@ import av
 import cv2
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
-# AREA averages along a side that shrinks and interpolates along one that grows.
-SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-SCALING |= Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+# Flags of FFmpeg's scaler: SWS_AREA averages along a side that shrinks and interpolates along one
+# that grows; then SWS_FULL_CHR_H_INT, _INP, SWS_ACCURATE_RND and SWS_BITEXACT, alike on every CPU.
+SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 UNSPECIFIED, BT2020, BT2020_CONSTANT_LUMINANCE = 2, 9, 10  # AVColorSpace of FFmpeg
 SCALER_MATRICES = (0, 1, UNSPECIFIED, 4, 5, 6, 7, BT2020)
 WIDEST = 4  # width over height, or height over width, of a picture whose width is not given
@@ -72,6 +72,8 @@ def _scale(frame, width, height, reformatter):
         if frame.colorspace not in SCALER_MATRICES:
             is_bt2020 = frame.colorspace == BT2020_CONSTANT_LUMINANCE
             frame.colorspace = BT2020 if is_bt2020 else UNSPECIFIED
+        # Only named conversions happen, but PyAV 17 refuses some names, such as log, without them.
+        frame.color_trc = frame.color_primaries = UNSPECIFIED
         planar = reformatter.reformat(
             frame, width, height, "gbrp", interpolation=SCALING, threads=1
         )
