@@ -6,7 +6,7 @@
 - ffmpeg program: every frame of a video as a JPEG of 320x240, as TSN's and Hara's tools do; only
   where the program is installed.
 - OpenCV, two passes: counts the frames, since containers lie, decodes again and writes every n-th.
-- OpenCV, one pass: holds every frame as BGR, as these scripts did before they used PyAV.
+- OpenCV, one pass: holds every frame as BGR, large ones resized, as these scripts once did.
 - ours: extract_frames.py.
 
 All but the first write 32 JPEGs of 128x171 a video. The time of a video is the least of the runs.
@@ -56,13 +56,19 @@ def opencv_two_passes(video, folder):
         index += 1
 
 
+def resize(frame):
+    return cv2.resize(frame, (171, 128), interpolation=cv2.INTER_AREA)
+
+
 def opencv_one_pass(video, folder):
     capture, frames = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG), []
     while capture.grab():
-        frames.append(capture.retrieve()[1])
+        frame = capture.retrieve()[1]
+        frames.append(resize(frame) if frame.nbytes > 600_000 else frame)  # bounds the memory
     folder.mkdir(parents=True)
     for index, position in enumerate(even_positions(len(frames), 32)):
-        frame = cv2.resize(frames[position], (171, 128), interpolation=cv2.INTER_AREA)
+        frame = frames[position]
+        frame = frame if frame.shape[0] == 128 else resize(frame)
         write_frame(folder, index, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), SETTINGS["quality"])
 
 
