@@ -19,14 +19,14 @@ from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
 from utils.config import HelpFormatter, fraction
-from utils.errors import one_line
+from utils.errors import UserError, one_line
 from utils.files import printable, write_text
 
 # name: path of the frame folder under the frames root. group: the videos that must stay together.
 Video = namedtuple("Video", "name label group")
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation file that is missing or not in its published format."""
 
 

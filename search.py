@@ -8,6 +8,7 @@ what is new or changed, also after a kill. The second prints rank, distance in b
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from utils.config import (
     positive_int,
     processors,
 )
-from utils.errors import one_line
+from utils.errors import UserError, one_line
 from utils.files import locked, printable, write_failures
 from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
 from utils.library import plan, read_clip, read_preview
@@ -225,7 +226,7 @@ def write_html(path, searches, args):
 def query_videos(args):
     """Search with each query video. Returns the exit status."""
     if args.start >= args.end:
-        raise ValueError(f"--start {args.start:g} is not before --end {args.end:g}")
+        raise UserError(f"--start {args.start:g} is not before --end {args.end:g}")
     index = Index(args.index)
     encoder = Encoder(args.checkpoint or index.facts["checkpoint"], args.device)
     if any(index.facts[key] != value for key, value in encoder.facts.items()):
@@ -263,7 +264,8 @@ def main(args):
     args.device = dist.start(args.device)
     if args.command == "query":
         return query_videos(args)
-    with locked(args.output, dist.is_main()):
+    lock = args.output.absolute().with_name(f".{args.output.absolute().name}.lock")
+    with locked(lock) if dist.is_main() else contextlib.nullcontext():
         return index_videos(args)
 
 

@@ -52,7 +52,7 @@ from utils.config import (
     two_or_more,
     whole_number,
 )
-from utils.errors import one_line
+from utils.errors import UserError, one_line
 from utils.files import write_text
 from utils.interrupt import CheckpointTimer
 from utils.log import RunLog, describe_environment
@@ -79,7 +79,7 @@ COLLAPSE_ADVICE = (
 CHECK_EVERY = 20  # steps between looks at the loss, since each look waits for the GPU
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training cannot go on; the message says what to change."""
 
 
@@ -347,7 +347,7 @@ def main(args):
         model, settings, normalisation, source = build_network(settings, args.pretrained)
     if args.sync_batch_norm:
         if device.type != "cuda":
-            raise ValueError("--sync-batch-norm: PyTorch has it for GPUs only")
+            raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).freeze(args.freeze_until, args.freeze_batch_norm)
     model = model.to(memory_format=torch.channels_last_3d)  # faster in half precision and on CPUs

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from utils.errors import UserError
 
-class SplitError(ValueError):
+
+class SplitError(UserError):
     """A split list or a frame folder that cannot be used; the message is one line."""
 
 
@@ -107,8 +109,11 @@ def clip_request(item, wanted):
 
 def read_frame(path):
     """One JPEG as (H, W, 3) uint8 RGB; SplitError when it is cut short or cannot be decoded."""
-    with open(path, "rb") as file:
-        encoded = file.read()
+    try:
+        with open(path, "rb") as file:
+            encoded = file.read()
+    except OSError as error:
+        raise SplitError(f"{path}: {error.strerror}; run extract_frames.py again") from error
     is_whole = encoded.endswith(b"\xff\xd9")  # end of image; OpenCV greys what is missing
     pixels = np.frombuffer(encoded, np.uint8)
     frame = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if is_whole else None

@@ -3,6 +3,8 @@
 import numpy as np
 from torch.utils.data import Sampler
 
+from utils.errors import UserError
+
 
 class PKBatchSampler(Sampler):
     """Yields batches of P * K pairs (index, seed): K clips from each of P distinct classes.
@@ -15,19 +17,19 @@ class PKBatchSampler(Sampler):
     The batches are a pure function of (labels, P, K, seed, epoch), the same on every rank; rank r
     of `ranks` gets every ranks-th clip of each, starting at r.
 
-    labels: class id of each clip. Raises ValueError when there are fewer than P classes, or when
+    labels: class id of each clip. Raises UserError when there are fewer than P classes, or when
     the ranks cannot share P * K clips evenly.
     """
 
     def __init__(self, labels, classes_per_batch, clips_per_class, seed=0, rank=0, ranks=1):
         self.members = [np.flatnonzero(np.equal(labels, c)) for c in np.unique(labels)]
         if len(self.members) < classes_per_batch:
-            raise ValueError(
+            raise UserError(
                 f"{classes_per_batch} classes a batch were asked for, but the training list has "
                 f"{len(self.members)}; lower --classes-per-batch"
             )
         if classes_per_batch * clips_per_class % ranks:
-            raise ValueError(
+            raise UserError(
                 f"{classes_per_batch} x {clips_per_class} clips cannot be divided among {ranks} "
                 "processes; change --classes-per-batch or --clips-per-class"
             )
@@ -73,7 +75,7 @@ class RandomBatchSampler(Sampler):
 
     def __init__(self, labels, batch_size, seed=0, rank=0, ranks=1):
         if not batch_size <= len(labels) or batch_size % ranks:
-            raise ValueError(
+            raise UserError(
                 f"batches of {batch_size} from {len(labels)} training clips and {ranks} processes: "
                 "lower --classes-per-batch, to a multiple of the processes"
             )

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 FRAMES = (32, 48)  # least and most frames a clip
 FPS = 25
 
@@ -66,7 +68,7 @@ def class_names(count):
         return list(ACTIONS)[:count]
     names = [f"{action}{number}" for number in range(1, 21) for action in ACTIONS]
     if count > len(names):
-        raise ValueError(f"{count} classes were asked for, but there are {len(names)} variants")
+        raise UserError(f"{count} classes were asked for, but there are {len(names)} variants")
     return names[:count]
 
 
@@ -173,7 +175,7 @@ def make_dataset(output, classes=6, groups=50, videos=600, test_groups=10, side=
     <output>/videos/<Class>/v_<Class>_gNN_cMM.avi; <output>/annotations/classInd.txt,
     trainlist01.txt and testlist01.txt. `videos` are shared out evenly over `groups` scenes of each
     of `classes` classes; the first `test_groups` groups of each class are the test set.
-    side: pixels. Raises ValueError for more classes than there are variants.
+    side: pixels. Raises UserError for more classes than there are variants.
     """
     output = Path(output)
     names = class_names(classes)

@@ -6,6 +6,7 @@ from models.c3d import C3D
 from models.hashing import HashingNetwork
 from models.pretrained import fill_backbone, load_pretrained
 from models.resnet3d import ResNet3D
+from utils.errors import UserError
 
 BACKBONES = {
     "c3d": C3D,
@@ -46,7 +47,7 @@ def build_network(settings, pretrained=None):
     settings: arguments of `build_model`; a shortcut of None is what the weights need, else B.
     pretrained: name or path for `load_pretrained`; None or "none" for random weights.
     Returns (model, settings as used, normalisation of the input, source of the weights or None).
-    Raises ValueError where weights and settings do not agree.
+    Raises UserError where weights and settings do not agree.
     """
     if pretrained in (None, "none"):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
@@ -55,7 +56,7 @@ def build_network(settings, pretrained=None):
     for key in ("backbone", "width", "shortcut"):
         needed, given = getattr(weights, key), settings[key]
         if given != needed and None not in (given, needed):
-            raise ValueError(
+            raise UserError(
                 f"--pretrained {pretrained} ({weights.family}) needs --{key} {needed}, not {given}"
             )
     settings = {**settings, "shortcut": weights.shortcut or "B"}

@@ -15,6 +15,8 @@ Differences from the paper:
 from torch import nn
 from torch.nn import functional
 
+from utils.errors import UserError
+
 LEAST_FRAMES, LEAST_PIXELS = 16, 16
 
 
@@ -22,7 +24,7 @@ class C3D(nn.Module):
     """clips (B, 3, T, H, W) -> features (B, feature_dim); T >= 16, H and W >= 16.
 
     width: factor on every channel count and on the 4096 units of fc6 and fc7. dropout: after fc6.
-    Raises ValueError for a smaller clip.
+    Raises UserError for a smaller clip.
     """
 
     def __init__(self, width=1.0, dropout=0.5):
@@ -44,7 +46,7 @@ class C3D(nn.Module):
 
     def forward(self, clips):
         if clips.shape[2] < LEAST_FRAMES or min(clips.shape[3:]) < LEAST_PIXELS:
-            raise ValueError(
+            raise UserError(
                 f"C3D needs clips of at least {LEAST_FRAMES} frames and {LEAST_PIXELS} pixels a "
                 f"side, got {tuple(clips.shape[2:])}"
             )

@@ -11,6 +11,8 @@ Differences from the paper:
 
 from torch import nn
 
+from utils.errors import UserError
+
 
 class HashingNetwork(nn.Module):
     """clips (B, 3, T, H, W) float -> approximate hash codes (B, K) in (-1, 1)."""
@@ -27,11 +29,11 @@ class HashingNetwork(nn.Module):
 
         until: name of a child of the backbone, such as "layer2" or "conv3b". Its parameters and
         those before it get no gradient. batch_norm: also keep the running statistics of every
-        batch normalisation of the backbone. Raises ValueError for an unknown layer.
+        batch normalisation of the backbone. Raises UserError for an unknown layer.
         """
         names = [name for name, _ in self.backbone.named_children()]
         if until is not None and until not in names:
-            raise ValueError(f"--freeze-until {until}: the layers are {', '.join(names)}")
+            raise UserError(f"--freeze-until {until}: the layers are {', '.join(names)}")
         fixed = names[: names.index(until) + 1] if until else []
         self.frozen = [self.backbone.get_submodule(name).requires_grad_(False) for name in fixed]
         if batch_norm:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
+from utils.errors import UserError
+
 NAMES = {"r3d18_kinetics400": "R3D_18_Weights.KINETICS400_V1"}
 C3D_LAYERS = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b")
 
 
-class PretrainedError(ValueError):
+class PretrainedError(UserError):
     """Weights that do not fit; the message is one line that says what to do."""
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from utils import index as index_module
+from utils.errors import UserError
 from utils.files import locked
 from utils.index import (
     Index,
@@ -161,10 +162,11 @@ def test_an_index_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypat
 
 
 def test_a_folder_is_locked_for_one_run_at_a_time(tmp_path):
-    with locked(tmp_path / "index"):
-        with pytest.raises(ValueError, match="another run is at work"), locked(tmp_path / "index"):
+    path = tmp_path / "index.lock"
+    with locked(path):
+        with pytest.raises(UserError, match="another run is at work"), locked(path, seconds=0):
             pass
-        with locked(tmp_path / "other"), locked(tmp_path / "index", wanted=False):
+        with locked(tmp_path / "other.lock"):
             pass
-    with locked(tmp_path / "index"):
+    with locked(path, seconds=0):
         pass

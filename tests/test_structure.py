@@ -1,4 +1,4 @@
-"""The import rule: scripts use the four packages; those use nothing of each other."""
+"""The import rule: scripts use the packages; those use only `utils`, which uses none."""
 
 import ast
 
@@ -18,12 +18,13 @@ def imported(path):
     return names
 
 
-def test_packages_import_nothing_from_each_other():
+def test_packages_import_only_utils_of_each_other():
     for package in PACKAGES:
         files = sorted((ROOT / package).glob("*.py"))
         assert files
         for path in files:
-            assert not imported(path) & (PACKAGES - {package}), path
+            allowed = {package} if package == "utils" else {package, "utils"}
+            assert not imported(path) & (PACKAGES - allowed), path
 
 
 def test_no_script_imports_another():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from utils.errors import UserError
 from utils.files import write_aside
 
 FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message is one line that says why."""
 
 

@@ -12,12 +12,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from utils.errors import UserError
+
 
 def start(device=None):
     """Join the processes that torchrun started, if it did. Returns this process's torch.device.
 
     device: a name, or None for this process's GPU where there is one and else the CPU.
-    Raises ValueError for a device that is not there.
+    Raises UserError for a device that is not there.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device is None:
@@ -28,7 +30,7 @@ def start(device=None):
             device = torch.device("cuda", local if device.index is None else device.index)
             torch.cuda.set_device(device)
     except RuntimeError as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
     if "RANK" in os.environ and not dist.is_initialized():
         # Long, because one process may validate or read a slow video while the others wait for it.
         backend = "nccl" if device.type == "cuda" else "gloo"

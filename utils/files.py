@@ -7,6 +7,10 @@ import os
 import platform
 from pathlib import Path
 
+import filelock
+
+from utils.errors import UserError
+
 
 @contextlib.contextmanager
 def write_aside(path, previous=None):
@@ -31,21 +35,19 @@ def write_aside(path, previous=None):
 
 
 @contextlib.contextmanager
-def locked(folder, wanted=True):
-    """Keep others from working on `folder` by a lock file beside it; ValueError if one does."""
-    folder = Path(folder).absolute()
-    if not wanted or os.name != "posix":
-        yield
-        return
-    import fcntl
+def locked(path, seconds=5, reason="another run is at work on it"):
+    """Hold the lock file `path`, whose folder is made; the system frees it when this process ends.
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder}: another run is at work on it") from error
-        yield
+    seconds: how long to wait for a process that holds it, -1 for as long as it takes. The default
+    outlasts the children of a process that was just killed. Raises UserError with `reason` then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path, timeout=seconds):
+            yield
+    except filelock.Timeout as error:
+        raise UserError(f"{path.parent}: {reason} ({path.name} is locked)") from error
 
 
 def write_text(path, text):

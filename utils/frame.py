@@ -16,6 +16,8 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
+from utils.errors import UserError
+
 # Flags of FFmpeg's scaler: SWS_AREA averages along a side that shrinks and interpolates along one
 # that grows; then SWS_FULL_CHR_H_INT, _INP, SWS_ACCURATE_RND and SWS_BITEXACT, alike on every CPU.
 SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
@@ -24,7 +26,7 @@ SCALER_MATRICES = (0, 1, UNSPECIFIED, 4, 5, 6, 7, BT2020)
 WIDEST = 4  # width over height, or height over width, of a picture whose width is not given
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video that cannot be decoded; the message is the reason."""
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from utils.errors import UserError
 from utils.files import write_aside, write_text
 
 FORMAT = 1  # raised when an index of this code can no longer be read by older code
 
 
-class IndexFileError(ValueError):
+class IndexFileError(UserError):
     """An index that cannot be used; the message is one line that says why."""
 
 

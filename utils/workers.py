@@ -4,7 +4,9 @@ multiprocessing.Pool and concurrent.futures lose the whole pool to one crash and
 """
 
 import contextlib
+import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -64,7 +66,7 @@ class _Worker:
         ours = [self.connection, *(worker.connection for worker in others)]
         inherited = ours if CONTEXT.get_start_method() == "fork" else []
         self.process = CONTEXT.Process(
-            target=_serve, args=(function, theirs, inherited), daemon=True
+            target=_serve, args=(function, theirs, inherited, os.getpid()), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -93,8 +95,20 @@ class _Worker:
         self.process.join()
 
 
-def _serve(function, connection, inherited):
+def end_with_parent(parent):
+    """Have Linux kill this process as soon as its parent, process `parent`, has ended.
+
+    Source: PR_SET_PDEATHSIG of prctl(2). Elsewhere a closed connection ends workers a little later.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before that call
+            os._exit(1)
+
+
+def _serve(function, connection, inherited, parent):
     """Answer jobs until the connection closes."""
+    end_with_parent(parent)
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
