@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from utils.config import new_parser, positive_float, positive_int, processors, whole_number
 from utils.errors import one_line
 from utils.files import write_failures, write_text
-from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
+from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
 from utils.workers import run_each
 
 DISK_ERRORS = (
@@ -77,6 +78,24 @@ def find_videos(root):
     if not videos:
         sys.exit(f"extract_frames.py: no video like {root}/<class>/<name>.avi was found")
     return videos
+
+
+def count_passed_over(root, videos, frames):
+    """Files below `root` that are not in `videos`, hidden ones and those below `frames` left out.
+
+    They have the suffix of no video, or lie directly in `root` or in deeper folders.
+    """
+    taken, count = set(map(str, videos)), 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and Path(folder, name).resolve() != frames.resolve()
+        ]
+        count += sum(
+            not name.startswith(".") and str(Path(folder, name)) not in taken for name in names
+        )
+    return count
 
 
 def plan_folders(videos, frames):
@@ -142,12 +161,9 @@ def extract_video(job, settings):
             raise VideoError("has a line end in its name, which no list can hold; rename it")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        if num_frames:
-            for index, frame in enumerate(read_video(video, num_frames, size)):
-                write_frame(aside, index, frame, quality)
-        else:
-            for index, retrieve in iterate_video(video):
-                write_frame(aside, index, resize_frame(retrieve(), size), quality)
+        frames = read_video(video, num_frames, size) if num_frames else iterate_video(video, size)
+        for index, frame in enumerate(frames):
+            write_frame(aside, index, frame, quality)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(folder)
     except (VideoError, OSError, cv2.error) as error:
@@ -181,7 +197,9 @@ def extract_all(folders, frames, settings, args):
 
 def main(args):
     settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}
-    folders = plan_folders(find_videos(args.videos), args.frames)
+    videos = find_videos(args.videos)
+    passed_over = count_passed_over(args.videos, videos, args.frames)
+    folders = plan_folders(videos, args.frames)
     check_settings(args.frames, settings)
     first, count = args.shard
     folders = dict(list(folders.items())[first - 1 :: count])
@@ -193,7 +211,8 @@ def main(args):
     write_failures(args.frames / name, named)
 
     done, there = len(missing) - len(failures), len(folders) - len(missing)
-    print(f"{done} videos done, {there} already there, {len(failures)} failed")
+    others = f"; {passed_over} other files passed over" if passed_over else ""
+    print(f"{done} videos done, {there} already there, {len(failures)} failed{others}")
     if failures:
         sys.exit(f"extract_frames.py: the reasons are in {args.frames / name}")
 

@@ -1,29 +1,45 @@
-"""Videos a second of extract_frames.py beside the usual two-pass OpenCV loop, on one core.
+"""Videos a second of extract_frames.py beside the usual ways, one process and one thread each.
 
     python -m benchmarks.extract --videos FOLDER     # <FOLDER>/<class>/<video>
     python -m benchmarks.extract                     # draws 40 small videos first
 
-The usual way counts the frames of a video in a first pass, since containers lie, decodes it again
-and writes every n-th frame with cv2.imwrite. Both write 32 JPEGs of 128x171 a video.
+- ffmpeg program: every frame of a video as a JPEG of 320x240, as TSN's and Hara's tools do; only
+  where the program is installed.
+- OpenCV, two passes: counts the frames, since containers lie, decodes again and writes every n-th.
+- OpenCV, one pass: holds every frame as BGR, large ones resized, as these scripts once did.
+- ours: extract_frames.py.
+
+All but the first write 32 JPEGs of 128x171 a video. The time of a video is the least of the runs.
 """
 
 import argparse
-import statistics
+import os
+import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 
 from datasets.synthetic import make_dataset
-from extract_frames import extract_video, find_videos
+from extract_frames import extract_video, find_videos, write_frame
+from utils.video import even_positions
 
+os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"  # read when a video is opened
 SETTINGS = {"num_frames": 32, "size": [128, 171], "quality": 95}
 
 
-def two_passes(video, folder):
-    """The usual loop: count, then decode again and keep every n-th frame."""
+def ffmpeg_program(video, folder):
+    folder.mkdir(parents=True)
+    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", video, "-s", "320x240", "-q:v", "2"]
+    command += ["-filter_threads", "1", "-threads", "1", folder / "%06d.jpg"]
+    subprocess.run(command, check=True)
+
+
+def opencv_two_passes(video, folder):
     capture, count = cv2.VideoCapture(str(video)), 0
     while capture.read()[0]:
         count += 1
@@ -40,38 +56,66 @@ def two_passes(video, folder):
         index += 1
 
 
-def one_pass(video, folder):
+def resize(frame):
+    return cv2.resize(frame, (171, 128), interpolation=cv2.INTER_AREA)
+
+
+def opencv_one_pass(video, folder):
+    capture, frames = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG), []
+    while capture.grab():
+        frame = capture.retrieve()[1]
+        frames.append(resize(frame) if frame.nbytes > 600_000 else frame)  # bounds the memory
+    folder.mkdir(parents=True)
+    for index, position in enumerate(even_positions(len(frames), 32)):
+        frame = frames[position]
+        frame = frame if frame.shape[0] == 128 else resize(frame)
+        write_frame(folder, index, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), SETTINGS["quality"])
+
+
+def ours(video, folder):
     aside = folder.with_name(folder.name + ".aside")
     _, reason = extract_video((video, folder, aside), SETTINGS)
     if reason:
         raise SystemExit(f"{video}: {reason}")
 
 
+def time_ways(ways, videos, runs):
+    """Seconds of all videos by each way: {way: the sum over videos of the least of the runs}."""
+    seconds = {way: 0.0 for way in ways}
+    for video in videos:
+        least = dict.fromkeys(ways, float("inf"))
+        for _ in range(runs):
+            for way in ways:
+                with tempfile.TemporaryDirectory() as folder:
+                    started = time.perf_counter()
+                    way(video, Path(folder) / "frames")
+                    least[way] = min(least[way], time.perf_counter() - started)
+        for way in ways:
+            seconds[way] += least[way]
+    return seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--videos", type=Path, help="folder of class folders of videos")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (default 3)")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th video (default 1)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    ways = [ffmpeg_program] if shutil.which("ffmpeg") else []
+    ways += [opencv_two_passes, opencv_one_pass, ours]
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
         if args.videos is None:
-            make_dataset(root / "drawn", classes=2, groups=20, videos=40, side=240)
-            args.videos = root / "drawn" / "videos"
-        videos = find_videos(args.videos)
-        print(f"OpenCV {cv2.__version__}, one process, {len(videos)} videos of {args.videos.name}")
-        print(f"{'way':<14} {'videos/s':>9} {'x usual':>8}")
-        times = {two_passes: [], one_pass: []}
-        for run in range(args.runs + 1):
-            for way in times:
-                started = time.perf_counter()
-                for number, video in enumerate(videos):
-                    way(video, root / way.__name__ / str(run) / str(number))
-                times[way].append(time.perf_counter() - started)
-        usual = statistics.median(times[two_passes][1:])
-        for way, name in ((two_passes, "usual, two"), (one_pass, "ours, one")):
-            seconds = statistics.median(times[way][1:])
-            print(f"{name:<14} {len(videos) / seconds:>9.1f} {usual / seconds:>8.2f}")
+            make_dataset(Path(temporary), classes=2, groups=20, videos=40, side=240)
+            args.videos = Path(temporary) / "videos"
+        videos = find_videos(args.videos)[:: args.every]
+        print(f"PyAV {av.__version__}, OpenCV {cv2.__version__}, one process, {len(videos)} videos "
+              f"of {args.videos.name}")  # fmt: skip
+        seconds = time_ways(ways, videos, args.runs)
+    print(f"{'way':<18} {'videos/s':>9} {'ours is x times':>16}")
+    for way, total in seconds.items():
+        name = way.__name__.replace("_", " ")
+        print(f"{name:<18} {len(videos) / total:>9.1f} {total / seconds[ours]:>16.2f}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import wave
 
 import cv2
 import numpy as np
+from video_charts import encoders
 
 from datasets.synthetic import write_clip
 
@@ -76,10 +77,13 @@ def said(video, position, count):
     return video[:position] + count.to_bytes(4, "little") + video[position + 4 :]
 
 
-def write_codecs(folder):
-    """Videos that only ffmpeg writes; those its build has no encoder for are left out."""
+def codecs():
+    """{name: ffmpeg options} of videos that only ffmpeg writes."""
     h264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
-    codecs = {
+    even = ("-s", "64x64")  # the least that the encoder takes
+    field = ("-vf", "tinterlace=interleave_top,setfield=tff")
+    woven = ("-flags", "+ildct+ilme")
+    return {
         "one_frame.mp4": ("-frames:v", "1", *h264),
         "one_pixel.mkv": ("-vf", "scale=1:1", "-c:v", "ffv1"),
         "odd_size.mkv": ("-vf", "scale=33:17", "-c:v", "ffv1"),
@@ -92,23 +96,64 @@ def write_codecs(folder):
         "wmv.wmv": (),
         "gif.gif": (),
         "rotated.mp4": h264,
+        "vp8.webm": ("-c:v", "libvpx", "-deadline", "realtime"),
+        "hevc.mp4": ("-c:v", "libx265", "-x265-params", "log-level=none"),
+        "av1.mkv": ("-c:v", "libsvtav1", "-preset", "12", *even),
+        "theora.ogv": (),
+        "flash.flv": (),
+        "h263.3gp": ("-c:v", "h263", "-s", "176x144"),
+        "mjpeg.avi": ("-c:v", "mjpeg"),
+        "mpeg4_b_frames.avi": ("-c:v", "mpeg4", "-bf", "2"),
+        "prores.mov": ("-c:v", "prores_ks"),
+        "alpha.webm": ("-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-cpu-used", "8"),
+        "pixel_shape.mp4": ("-aspect", "16:9", *h264),
+        "camera.mts": (*field, *h264, "-x264opts", "tff=1"),
+        "disc.m2ts": (*field, *h264, "-x264opts", "bff=1"),
+        "interlaced_h264.mp4": (*field, *h264, "-x264opts", "tff=1"),
+        "interlaced_mpeg4.avi": (*field, "-c:v", "mpeg4", *woven),
+        "broadcast.ts": (*field, "-c:v", "mpeg2video", *woven),
+        "dvd.vob": (*field, "-c:v", "mpeg2video", *woven, "-aspect", "16:9"),
+        "dv.avi": ("-vf", "scale=720:576", "-frames:v", "8", "-c:v", "dvvideo"),
+        "constant_luminance.mp4": (*h264, "-x264opts", "colormatrix=bt2020c"),
+        "log.mp4": (*h264, "-x264opts", "transfer=log100"),
     }
-    source = ("-f", "lavfi", "-i", "testsrc=size=64x48:rate=25:duration=1")
-    written = {}
-    for name, options in codecs.items():
-        command = ["ffmpeg", "-y", "-loglevel", "error", *source, *options, folder / name]
-        if subprocess.run(command, capture_output=True).returncode == 0:
-            written[name] = DECODED
+
+
+def draw(path, *options, size="64x48"):
+    """Write FFmpeg's test picture of one second as a video. Returns whether ffmpeg can."""
+    source = ("-f", "lavfi", "-i", f"testsrc=size={size}:rate=25:duration=1")
+    command = ["ffmpeg", "-y", "-loglevel", "error", *source, *options, path]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def write_codecs(folder):
+    """Write `codecs()`; those that this ffmpeg has no encoder for are left out."""
+    written = {name: DECODED for name, options in codecs().items() if draw(folder / name, *options)}
     if "rotated.mp4" in written:
         turn(folder / "rotated.mp4")
     return written
 
 
-def turn(path):
-    """Set the display matrix of an MP4 file's track to a turn by 90 degrees."""
+def write_every_encoder(folder):
+    """A video by each encoder of ffmpeg, in the first container that takes it: list of paths."""
+    folder.mkdir()
+    paths = []
+    for encoder in encoders():
+        options = ("-c:v", encoder, "-frames:v", "8", "-strict", "-2")
+        for suffix in (".mkv", ".avi", ".mov", ".gif"):
+            path = folder / f"{encoder}{suffix}"
+            if draw(path, *options, size="176x144"):
+                paths.append(path)
+                break
+    return paths
+
+
+def turn(path, matrix=(0, 1, -1, 0)):
+    """Set a, b, c, d of the display matrix of an MP4 file's track; by default a quarter turn."""
     data = path.read_bytes()
     identity = b"".join(n.to_bytes(4, "big") for n in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
-    quarter = (0, 1 << 16, 0, (1 << 32) - (1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+    a, b, c, d = (number << 16 for number in matrix)
     track = data.index(identity, data.index(b"tkhd"))
-    matrix = b"".join(n.to_bytes(4, "big") for n in quarter)
+    numbers = (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    matrix = b"".join(n.to_bytes(4, "big", signed=True) for n in numbers)
     path.write_bytes(data[:track] + matrix + data[track + len(matrix) :])

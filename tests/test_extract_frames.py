@@ -10,7 +10,7 @@ import pytest
 
 import extract_frames
 from datasets.synthetic import write_clip
-from utils.video import MOST_CANDIDATES, VideoError, even_positions, read_video
+from utils.video import VideoError, even_positions, read_video
 
 HARD_NAMES = [
     "plain",
@@ -57,11 +57,13 @@ def test_frames_are_spread_evenly_and_short_videos_repeat(tmp_path):
 
 
 def test_long_videos_are_sampled_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.video.MOST_CANDIDATES", 64)
-    write_numbered(tmp_path / "v.avi", 190, side=16)
-    clip = levels(read_video(tmp_path / "v.avi", 8, (16, 16)))
-    assert np.abs(clip - even_positions(190, 8)).max() <= 3  # a stride of 4 keeps 48 candidates
-    assert MOST_CANDIDATES == 1024
+    for held in (64, 32, 1):  # in small frames; 2 x 8 candidates are kept in any case
+        monkeypatch.setattr("utils.video.MOST_HELD_BYTES", held * 3 * 16 * 16)
+        for side in (16, 64):  # frames as large as their pictures, or larger
+            write_numbered(tmp_path / "v.avi", 190, side=side)
+            clip = levels(read_video(tmp_path / "v.avi", 8, (16, 16)))
+            error = np.abs(clip - even_positions(190, 8)).max()
+            assert error <= max(190 / held, 190 / 16), (held, side, error)
 
 
 def test_frames_are_rgb(tmp_path):
@@ -159,6 +161,19 @@ def test_a_folder_without_videos_is_refused(tmp_path):
         extract_frames.find_videos(tmp_path)
     with pytest.raises(SystemExit, match="no such folder"):
         extract_frames.find_videos(tmp_path / "nowhere")
+
+
+def test_files_that_are_passed_over_are_counted(videos, tmp_path, run_script):
+    shutil.copy(tmp_path / "one.avi", videos)  # in no class folder
+    (videos / "clap" / "deeper").mkdir()
+    shutil.copy(tmp_path / "one.avi", videos / "clap" / "deeper")
+    (videos / "clap" / "notes.txt").touch()
+    (videos / "clap" / ".hidden").touch()
+    command = ["extract_frames.py", "--videos", videos, "--frames", videos / "frames"]
+    line = "6 videos done, 0 already there, 0 failed; 3 other files passed over\n"
+    assert run_script(*command).stdout == line
+    again = "0 videos done, 6 already there, 0 failed; 3 other files passed over\n"
+    assert run_script(*command).stdout == again, "the frames, in the same folder, are not counted"
 
 
 @pytest.mark.parametrize(

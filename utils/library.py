@@ -4,13 +4,12 @@ The two that decode run in worker processes (`utils.workers`) and give (result, 
 """
 
 import os
-from contextlib import closing
 
 import cv2
 
 from utils.index import IndexFileError
 from utils.page import PREVIEW_HEIGHT, preview
-from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
+from utils.video import VIDEO_SUFFIXES, VideoError, read_video
 
 PREVIEW_FRAMES = 8
 
@@ -57,9 +56,7 @@ def read_preview(path, start=0.0, end=float("inf")):
     """(data URI, None) of a video, or (None, reason). Runs in a worker process."""
     cv2.setNumThreads(1)
     try:
-        with closing(iterate_video(path)) as frames:
-            height, width = next(frames)[1]().shape[:2]
-        size = (PREVIEW_HEIGHT, max(1, round(PREVIEW_HEIGHT * width / height)))
+        size = (PREVIEW_HEIGHT, None)  # of the shape that a player shows
         return preview(read_video(path, PREVIEW_FRAMES, size, start, end)), None
     except (VideoError, cv2.error) as error:
         return None, str(error)

@@ -1,34 +1,32 @@
-"""Decoding a video file into frames with OpenCV, in one pass and in bounded memory."""
+"""Decoding a video file into the pictures that a player shows, with PyAV (FFmpeg).
 
+One pass, bounded memory. Frames stay as they were decoded until they are chosen; `utils.frame`
+then makes pictures of them.
+"""
+
+import errno
 import os
+import re
 import stat
+from contextlib import closing, contextmanager
 
-import cv2
+import av
 import numpy as np
 
-from utils.errors import UserError
-
-# FFmpeg reads these when it opens a video: one thread a video, because videos are decoded in
-# parallel; videos only, since a playlist may name any file; and no lines about damaged files, whose
-# reason we report ourselves.
-FORMATS = "avi,mov,matroska,mpeg,mpegvideo,mpegts,m4v,asf,flv,ogg,gif"
-os.environ.setdefault(
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS", f"threads;1|format_whitelist;{FORMATS}|protocol_whitelist;file"
-)
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-# OpenCV 4 has this function at the top and OpenCV 5 has it here; level 1 is "fatal".
-(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(1)
+from utils.frame import Frame, VideoError, converter
 
 VIDEO_SUFFIXES = (
-    *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"),
-    *(".wmv", ".flv", ".3gp", ".ogv", ".gif"),
+    *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".vob"),
+    *(".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv", ".gif"),
 )
-MOST_CANDIDATES = 1024  # frames held while a video is decoded; shorter videos are sampled exactly
-LARGE_FRAME = 600_000  # bytes; larger candidates are resized at once, others only if chosen
-
-
-class VideoError(UserError):
-    """A video that cannot be decoded; the message is the reason."""
+MOST_PIXELS = 2**26  # of a frame: twice 8K
+MOST_HELD_BYTES = 2**28  # of candidates
+OPTIONS = {  # videos only, since a playlist may name any file; no network
+    "format_whitelist": "avi,mov,matroska,mpeg,mpegvideo,mpegts,m4v,asf,flv,ogg,gif",
+    "protocol_whitelist": "file",
+    "max_pixels": str(MOST_PIXELS),
+}
+STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of previews beside a video
 
 
 def even_positions(available, wanted):
@@ -39,12 +37,58 @@ def even_positions(available, wanted):
     return ((np.arange(wanted) + 0.5) * available / wanted).astype(int)
 
 
-def resize_frame(frame, size):
-    """A decoded (H, W, 3) BGR frame as (height, width, 3) RGB; averaging where it shrinks."""
-    height, width = size
-    shrinks = frame.shape[0] * frame.shape[1] > height * width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.cvtColor(cv2.resize(frame, (width, height), interpolation=method), cv2.COLOR_BGR2RGB)
+def read_video(path, num_frames, size, start=0.0, end=float("inf")):
+    """`num_frames` frames spread evenly over a video: (num_frames, height, width, 3) uint8 RGB.
+
+    One decoding pass without knowing the length: candidates are kept at a stride, 1 at first, that
+    doubles whenever they need more than MOST_HELD_BYTES (`_make_room`). So videos of 128x171 are
+    sampled exactly up to 2,000 frames, and longer ones to within 0.1 % of their length. Near the
+    memory's limit, as with 4K pictures, at least num_frames candidates remain.
+
+    path: video file. num_frames: T >= 1. size: (height, width) in pixels; a width of None keeps
+    the aspect ratio that a player shows. start, end: seconds of the part to read, the whole video
+    by default. Raises VideoError with the reason when no frame can be decoded.
+    """
+    kept, held, stride, length = [], 0, 1, 0
+    convert = converter(size)
+    with closing(_decode(path, start, end)) as frames:
+        for index, frame in enumerate(frames):
+            length = index + 1
+            if index % stride:
+                continue
+            kept.append(frame)
+            held += frame.nbytes
+            if held > MOST_HELD_BYTES:
+                kept, factor = _make_room(kept, convert, 2 * num_frames)
+                held = sum(candidate.nbytes for candidate in kept)
+                stride *= factor
+    wanted = np.round(even_positions(length, num_frames) / stride).astype(int)
+    chosen, inverse = np.unique(wanted.clip(max=len(kept) - 1), return_inverse=True)
+    return np.stack([convert(kept[position]) for position in chosen])[inverse]
+
+
+def iterate_video(path, size):
+    """Every frame of a video in turn: (height, width, 3) uint8 RGB. See `read_video`."""
+    convert = converter(size)
+    with closing(_decode(path)) as frames:
+        for frame in frames:
+            yield convert(frame)
+
+
+def _make_room(kept, convert, enough):
+    """Candidates in less memory, and by what the stride grew: 1 or 2.
+
+    Frames become pictures where those are smaller; if that frees less than half of
+    MOST_HELD_BYTES, every second candidate is dropped, unless there are fewer than `enough`.
+    """
+    if convert(kept[-1]).nbytes < kept[-1].nbytes:
+        kept = [convert(candidate) for candidate in kept]
+    if sum(either.nbytes for either in kept) <= MOST_HELD_BYTES // 2 or len(kept) < enough:
+        return kept, 1
+    return kept[::2], 2
+
+
+# ==== decoding ====
 
 
 def _stat(path):
@@ -60,74 +104,118 @@ def _stat(path):
     return status
 
 
-def iterate_video(path, start=0.0, end=float("inf")):
-    """Decode `path` once and yield `(index, retrieve)` for each frame shown from start to end.
+def _decode(path, start=0.0, end=float("inf")):
+    """Decode `path` once and yield each frame that a player shows from start to end.
 
-    `retrieve()`, valid until the next step, gives the frame as (H, W, 3) uint8 BGR; a frame that
-    is not retrieved costs no conversion. Frames before the start are decoded too, since seeking
-    finds other frames than asked for in many files. The frame count in the container is never read:
-    many are wrong. start, end: seconds. Raises VideoError when nothing can be decoded, or the file
-    is still being written.
+    Frames before the start are decoded too, since seeking finds other frames than asked for in
+    many files. The frame count in the container is never read: many are wrong. Times are
+    those of `_timed`. start, end: seconds. Raises VideoError when nothing can be decoded, or the
+    file is still being written.
     """
-    before = _stat(path)
-
-    def retrieve():
-        decoded, frame = capture.retrieve()
-        if not decoded:
-            raise VideoError(f"frame {index} cannot be converted")
-        return frame
-
-    name = os.fsencode(os.path.abspath(path))  # OpenCV crashes on str that UTF-8 cannot hold
-    capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
-    try:
-        if not capture.isOpened():
-            raise VideoError("cannot be opened as a video")
-        index, seconds = 0, None
-        step = 1 / (capture.get(cv2.CAP_PROP_FPS) or 25)
-        while capture.grab():
-            shown = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if seconds is not None and shown <= seconds:  # AVI files leave out some times
-                shown = seconds + step
-            seconds = shown
+    before, some = _stat(path), False
+    with _open(path) as (container, stream):
+        for seconds, frame in _timed(_frames(container, stream), stream):
             if seconds >= end:
                 break
             if seconds >= start:
-                yield index, retrieve
-                index += 1
-        if seconds is None:
-            raise VideoError("no frame could be decoded")
-        after = _stat(path)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise VideoError("changed while it was read; run again when it is whole")
-        if index == 0:
-            raise VideoError(
-                f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s"
-            )
-    finally:
-        capture.release()
+                some = True
+                yield Frame(frame, stream.sample_aspect_ratio or 1)
+    after = _stat(path)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise VideoError("changed while it was read; run again when it is whole")
+    if not some:
+        raise VideoError(f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s")
 
 
-def read_video(path, num_frames, size, start=0.0, end=float("inf")):
-    """`num_frames` frames spread evenly over a video: (num_frames, height, width, 3) uint8.
+def _timed(frames, stream):
+    """(seconds, frame) for each frame: its presentation time since that of the first.
 
-    One decoding pass without knowing the length: candidates are kept at a stride that doubles each
-    time MOST_CANDIDATES are held, so a video of up to MOST_CANDIDATES frames is sampled exactly
-    and a longer one to within 0.1 % of its length. Frames are RGB.
-
-    path: video file. num_frames: T >= 1. size: (height, width) in pixels. start, end: seconds
-    of the part to read, the whole video by default.
-    Raises VideoError with the reason when no frame can be decoded.
+    A time that is missing or no later than the one before, as in some AVI files, is replaced by
+    the one before and 1 / frame rate.
     """
-    kept, stride, length = [], 1, 0
-    for index, retrieve in iterate_video(path, start, end):
-        length = index + 1
-        if index % stride == 0 and len(kept) == MOST_CANDIDATES:
-            kept = kept[::2]
-            stride *= 2
-        if index % stride == 0:
-            frame = retrieve()
-            is_large = frame.nbytes > max(LARGE_FRAME, 3 * size[0] * size[1])
-            kept.append((resize_frame(frame, size) if is_large else frame, is_large))
-    wanted = np.round(even_positions(length, num_frames) / stride).astype(int)
-    chosen = (kept[min(i, len(kept) - 1)] for i in wanted)
-    return np.stack([f if is_resized else resize_frame(f, size) for f, is_resized in chosen])
+    unit, step = stream.time_base, 1 / float(stream.average_rate or 25)
+    first = seconds = None
+    for frame in frames:
+        first = frame.pts if first is None else first
+        if frame.pts is None:
+            shown = 0 if seconds is None else seconds
+        else:
+            shown = max(0, (frame.pts - first) * unit.numerator / unit.denominator)
+        seconds = shown if seconds is None or shown > seconds else seconds + step
+        yield seconds, frame
+
+
+@contextmanager
+def _open(path):
+    """(container, stream) of a video file, to be decoded by one thread."""
+    name = os.path.abspath(path)  # FFmpeg would take a part before a colon for a protocol
+    try:
+        container = av.open(name, options=OPTIONS, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise VideoError(f"cannot be opened as a video: {error.strerror}") from error
+    with container:
+        stream = _shown_stream(container)
+        codec = stream.codec_context
+        if codec.width * codec.height > MOST_PIXELS:
+            raise VideoError(f"has frames of {codec.width}x{codec.height} pixels, too many")
+        codec.options = {"max_pixels": OPTIONS["max_pixels"]}
+        codec.thread_count = 1  # videos are decoded in parallel
+        yield container, stream
+
+
+def _shown_stream(container):
+    """The stream that a player shows: no cover picture, rather a video than a still, the default.
+
+    Raises VideoError, which names the codec, when there is no decoder for it.
+    """
+    cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        raise VideoError("cannot be opened as a video: it has no video stream")
+
+    def rank(stream):
+        is_still = stream.codec_context and stream.codec_context.name in STILL_CODECS
+        is_default = bool(stream.disposition & av.stream.Disposition.default)
+        return not is_still, is_default, stream == container.streams.best("video")
+
+    stream = max(streams, key=rank)
+    if stream.codec_context is None:
+        raise VideoError(f"cannot be decoded: {_codec(container, stream)} has no decoder here")
+    return stream
+
+
+def _codec(container, stream):
+    """The name of a codec without a decoder, as only FFmpeg's description has it."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)  # otherwise the description is empty
+    description = container.dumps_format()
+    av.logging.set_level(level)
+    found = re.search(rf"Stream #0:{stream.index}\b.*?Video: ([^,\n]+)", description)
+    return found[1] if found else "its codec"
+
+
+def _frames(container, stream):
+    """The frames of a stream that can be decoded; damaged packets are passed over.
+
+    Raises VideoError with FFmpeg's last reason when there are none.
+    """
+    some, reason = False, "there is none"
+
+    def packets():
+        try:
+            yield from container.demux(stream)  # its last packet is empty: the decoder's rest
+        except av.FFmpegError:
+            yield None  # cut short; the decoder's rest all the same
+
+    for packet in packets():
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError as error:
+            reason = error.strerror
+            if error.errno == errno.EINVAL:  # which says no more than this
+                reason += f", or frames of more than {MOST_PIXELS:,} pixels"
+            continue
+        some = some or bool(frames)
+        yield from frames
+    if not some:
+        raise VideoError(f"no frame could be decoded ({stream.codec_context.name}): {reason}")

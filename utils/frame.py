@@ -1,0 +1,117 @@
+"""A decoded frame as the picture that a player shows: one step scales it and converts it to RGB.
+
+- Turned and mirrored as the display matrix says.
+- The top field alone of an interlaced frame: its bottom field is of another moment.
+- By the colour matrix and range that the video names; BT.601, limited range where it names none,
+  as FFmpeg does. Matrices that FFmpeg's scaler lacks (YCgCo, ICtCp and other rare ones) are taken
+  as BT.601, as the ffmpeg program does: true brightness, other hues.
+- Transfer functions and primaries are not converted: HDR looks flat. Alpha is dropped.
+"""
+
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import VideoReformatter
+
+from utils.errors import UserError
+
+# Flags of FFmpeg's scaler: SWS_AREA averages along a side that shrinks and interpolates along one
+# that grows; then SWS_FULL_CHR_H_INT, _INP, SWS_ACCURATE_RND and SWS_BITEXACT, alike on every CPU.
+SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+UNSPECIFIED, BT2020, BT2020_CONSTANT_LUMINANCE = 2, 9, 10  # AVColorSpace of FFmpeg
+SCALER_MATRICES = (0, 1, UNSPECIFIED, 4, 5, 6, 7, BT2020)
+WIDEST = 4  # width over height, or height over width, of a picture whose width is not given
+
+
+class VideoError(UserError):
+    """A video that cannot be decoded; the message is the reason."""
+
+
+class Frame:
+    """A decoded frame (av.VideoFrame) and the shape of its pixels, width over height."""
+
+    def __init__(self, frame, pixel_aspect):
+        self.frame, self.pixel_aspect = frame, pixel_aspect
+        self.nbytes = sum(plane.buffer_size for plane in frame.planes)
+
+
+def converter(size):
+    """A function from a Frame to its (height, width, 3) uint8 RGB picture; pictures pass unchanged.
+
+    size: (height, width) in pixels; a width of None keeps the aspect ratio that a player shows.
+    It raises VideoError when FFmpeg cannot convert the frame.
+    """
+    reformatter = VideoReformatter()  # keeps its tables between frames
+
+    def convert(candidate):
+        if isinstance(candidate, np.ndarray):
+            return candidate
+        frame, (swap, mirror, flip) = candidate.frame, _orientation(candidate.frame)
+        height, width = size
+        width = width or _shown_width(candidate, height, swap)
+        columns, rows = (height, width) if swap else (width, height)
+        picture = _scale(frame, columns, rows, reformatter)
+        picture = picture.swapaxes(0, 1) if swap else picture
+        return np.ascontiguousarray(picture[:: -1 if flip else 1, :: -1 if mirror else 1])
+
+    return convert
+
+
+def _shown_width(candidate, height, swap):
+    """Pixels of a width that keeps the aspect ratio at this height, within WIDEST."""
+    aspect = candidate.frame.width * candidate.pixel_aspect / candidate.frame.height
+    aspect = 1 / aspect if swap else aspect
+    return max(1, round(height * min(max(aspect, 1 / WIDEST), WIDEST)))
+
+
+def _scale(frame, width, height, reformatter):
+    """(height, width, 3) uint8 RGB of a frame. By planes: packed RGB takes the scaler longer."""
+    try:
+        frame = _top_field(frame) if frame.interlaced_frame else frame
+        if frame.colorspace not in SCALER_MATRICES:
+            is_bt2020 = frame.colorspace == BT2020_CONSTANT_LUMINANCE
+            frame.colorspace = BT2020 if is_bt2020 else UNSPECIFIED
+        # Only named conversions happen, but PyAV 17 refuses some names, such as log, without them.
+        frame.color_trc = frame.color_primaries = UNSPECIFIED
+        planar = reformatter.reformat(
+            frame, width, height, "gbrp", interpolation=SCALING, threads=1
+        )
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"a frame of {frame.format.name} cannot be converted: {reason}") from error
+    green, blue, red = (
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
+        for plane in planar.planes
+    )
+    return cv2.merge((red, green, blue))
+
+
+def _top_field(frame):
+    """Every second line of an interlaced frame, from the first; nothing is copied."""
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(template=frame, time_base=Fraction(1, 25))
+    graph.link_nodes(source, graph.add("field", "top"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def _orientation(frame):
+    """(swap rows and columns, then mirror left to right, then flip upside down), each a bool.
+
+    From the display matrix [a b u; c d v; x y w]: pixel (p, q) is shown at (a p + c q, b p + d q).
+    """
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # a kind of side data that PyAV does not know; flips are lost
+        turns = round(frame.rotation / 90) % 4  # counterclockwise
+        return turns % 2 == 1, turns in (2, 3), turns in (1, 2)
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
