@@ -30,7 +30,6 @@ from utils.frame_folders import (
     partial_folder,
     publish,
     set_aside,
-    write_record,
 )
 from utils.streams import progress, safe_streams
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video, resize_frame
@@ -160,8 +159,7 @@ def extract_video(job, settings):
         else:
             for index, retrieve in iterate_video(video):
                 write_frame(aside, index, resize_frame(retrieve(), size), quality)
-        write_record(aside, source, frames=index + 1)
-        publish(aside, folder)
+        publish(aside, folder, {**source, "frames": index + 1})
     except (UserError, OSError, cv2.error) as error:
         shutil.rmtree(aside, ignore_errors=True)
         return getattr(error, "errno", None) in DISK_ERRORS, " ".join(str(error).split())

@@ -37,10 +37,8 @@ def describe(video):
     return {"video": video.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def write_record(folder, source, frames):
-    """Record that `folder` has all `frames` frames of a video, `source` as `describe` gives it."""
-    text = json.dumps({**source, "frames": frames}) + "\n"
-    (Path(folder) / RECORD).write_text(text, encoding="utf-8")
+def _write_record(folder, record):
+    (folder / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def read_record(folder):
@@ -104,7 +102,7 @@ def add_record(video, folder, run):
     The folder's time is kept: a cache of its frames is still right.
     """
     times = folder.stat().st_atime_ns, folder.stat().st_mtime_ns
-    write_record(run, describe(video), len(frame_numbers(folder)))
+    _write_record(run, {**describe(video), "frames": len(frame_numbers(folder))})
     os.replace(run / RECORD, folder / RECORD)
     os.utime(folder, ns=times)
 
@@ -165,13 +163,14 @@ def _is_dead(other, shard):
         return False
 
 
-def publish(aside, folder):
-    """Rename the frame folder `aside`, which has its record, to `folder` in place of what is there.
+def publish(aside, folder, record):
+    """Give the frame folder `aside` its record and rename it to `folder` in place of what is there.
 
-    Where another run has put the same frames there meanwhile, those stay. Raises UserError if
-    `folder` holds files of others, and OSError.
+    record: dict as `read_record` gives it. Where another run has put the same frames there
+    meanwhile, those stay. Raises UserError if `folder` holds files of others, and OSError.
     """
-    record, former = read_record(aside), aside.with_name(f"{aside.name}-former")
+    _write_record(aside, record)
+    former = aside.with_name(f"{aside.name}-former")
     folder.parent.mkdir(parents=True, exist_ok=True)
     while read_record(folder) != record or frame_numbers(folder) != list(range(record["frames"])):
         shutil.rmtree(former, ignore_errors=True)
