@@ -169,8 +169,8 @@ def extract_video(job, settings):
 def extract_all(folders, run, settings, args):
     """Extract `folders` (dict video -> frame folder) in parallel. Returns {video: reason}.
 
-    run: folder for what is not yet whole. Exits when the disk is full or cannot be written, since
-    every other video would fail too.
+    run: this run's folder for videos in progress. Exits when the disk is full or cannot be written,
+    since every other video would fail too.
     """
     items = enumerate(folders.items())
     jobs = [(video, folder, run / str(number)) for number, (video, folder) in items]
@@ -179,7 +179,7 @@ def extract_all(folders, run, settings, args):
     with closing(answers), progress(None, "extracting", len(jobs), "video") as bar:
         for job, disk_fails, reason in answers:
             if disk_fails:
-                sys.exit(f"\nextract_frames.py: {reason}; fix this and rerun")
+                sys.exit(f"extract_frames.py: {reason}; fix this and rerun")
             if reason is not None:
                 failures[job[0]] = reason
                 shutil.rmtree(job[2], ignore_errors=True)  # of a worker that was killed
@@ -203,7 +203,7 @@ def extract_missing(folders, run, settings, args):
     todo = {video: folders[video] for video in states}
     failures = extract_all(todo, run, settings, args) if todo else {}
     for number, video in enumerate(failures):
-        if states[video] == "changed":
+        if find_state(video, folders[video], args.num_frames) == "changed":
             with suppress(UserError):  # files of others stay
                 set_aside(folders[video], run / f"former-{number}")
     return states, failures

@@ -1,9 +1,12 @@
 """Scripts whose standard streams are closed, full, narrow or no terminal."""
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from conftest import ROOT
@@ -118,8 +121,11 @@ def show_bar(environment, terminal, **arguments):
         f"for _ in progress(range(3), 'counting', **{arguments!r}): pass\n"
     )
     ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        rows_and_columns = struct.pack("HHHH", 24, 80, 0, 0)
+        fcntl.ioctl(ours, termios.TIOCSWINSZ, rows_and_columns)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=theirs, check=True,
-                   env={**os.environ, "TQDM_NCOLS": "80", **environment})  # fmt: skip
+                   env={**os.environ, **environment})  # fmt: skip
     os.set_blocking(ours, False)
     try:
         return os.read(ours, 10_000).decode()

@@ -77,11 +77,11 @@ def find_flaw(folder, num_frames):
 
 
 def find_state(video, folder, num_frames):
-    """How the frame folder of a video is: "new" if absent, "changed" if of another video file,
-    "incomplete" if frames are lost, "unrecorded" if complete without a record, or "there".
+    """The state of a video's frame folder, a word.
 
-    num_frames: frames per video, or 0 for all. Without a record a video that is newer than the
-    frames is "changed".
+    "new": absent. "changed": the frames are of another video file or, without a record, older than
+    the video. "incomplete": frames are lost. "unrecorded": complete, but without a record.
+    "there": nothing is to be done. num_frames: frames per video, or 0 for all.
     """
     if not folder.is_dir():
         return "new"

@@ -47,7 +47,7 @@ def safe_streams(script):
     Closed ones become /dev/null; without that, the next file that is opened would take the number 2
     and then receive error messages. Letters that the encoding lacks are printed as \\N escapes.
     What cannot be written, as on a full disk, is dropped; the script does its work and leaves with
-    status 1 and one line on stderr.
+    status 1 and one line on stderr. Call it before anything else: what opens files may take 0 to 2.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -67,7 +67,7 @@ def safe_streams(script):
 
 
 def _report_failure(script):
-    """Flush both streams. Whether one could not be written, which is told on stderr."""
+    """Flush both streams. Returns whether one could not be written, after a line on stderr."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
