@@ -3,34 +3,41 @@
     python extract_frames.py --videos data/UCF-101 --frames data/ucf101/frames
 
 <videos>/<class>/<name>.avi becomes <frames>/<class>/<name>/000000.jpg, 000001.jpg, ...: by default
-32 frames spread evenly over the whole video. Run it again and it does only what is missing.
+32 frames spread evenly over the whole video. Rerun it: only new, changed and incomplete videos are
+extracted. Beside the frames, video.json records the video's size and time and the number of frames.
 """
 
 import argparse
-import contextlib
-import errno
 import json
 import os
 import shutil
 import sys
 from collections import Counter
+from contextlib import closing, suppress
 from functools import partial
-from hashlib import sha1
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 from utils.config import new_parser, positive_float, positive_int, processors, whole_number
-from utils.errors import one_line
-from utils.files import write_failures, write_text
+from utils.errors import DISK_ERRORS, UserError, one_line
+from utils.files import locked, write_failures, write_text
+from utils.frame_folders import (
+    LOCK,
+    LOCK_SECONDS,
+    add_record,
+    describe,
+    find_state,
+    partial_folder,
+    publish,
+    set_aside,
+)
+from utils.streams import progress, safe_streams
 from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
 from utils.workers import run_each
 
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.EIO),
-)
+# How the last line counts the videos that were extracted anew, by the states of `find_state`.
+REASONS = {"changed": "changed", "incomplete": "incomplete", "unrecorded": "without a record"}
 
 
 def build_parser():
@@ -124,9 +131,10 @@ def plan_folders(videos, frames):
 def check_settings(frames, settings):
     """Write the settings into a new `frames` folder, or refuse those that differ from its own."""
     path = frames / "extraction.json"
-    if not path.exists():
-        write_text(path, json.dumps(settings, indent=2) + "\n")
-        return
+    with locked(frames / LOCK, LOCK_SECONDS):  # two first runs may differ
+        if not path.exists():
+            write_text(path, json.dumps(settings, indent=2) + "\n")
+            return
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -151,6 +159,7 @@ def extract_video(job, settings):
     """Decode one video into a folder aside and rename that to the frame folder.
 
     job: (video, folder, aside), paths. settings: {"num_frames", "size", "quality"}.
+    Does nothing where another run has done it meanwhile.
     Returns (whether the disk is at fault, the reason of a failure or None).
     """
     video, folder, aside = job
@@ -159,40 +168,61 @@ def extract_video(job, settings):
     try:
         if len(folder.name.splitlines()) > 1:
             raise VideoError("has a line end in its name, which no list can hold; rename it")
-        shutil.rmtree(aside, ignore_errors=True)
+        if find_state(video, folder, num_frames) == "there":
+            return False, None
         aside.mkdir(parents=True)
+        source = describe(video)  # before decoding: what is replaced meanwhile is found next time
         frames = read_video(video, num_frames, size) if num_frames else iterate_video(video, size)
         for index, frame in enumerate(frames):
             write_frame(aside, index, frame, quality)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside.rename(folder)
-    except (VideoError, OSError, cv2.error) as error:
+        publish(aside, folder, {**source, "frames": index + 1})
+    except (UserError, OSError, cv2.error) as error:
         shutil.rmtree(aside, ignore_errors=True)
         return getattr(error, "errno", None) in DISK_ERRORS, " ".join(str(error).split())
     return False, None
 
 
-def extract_all(folders, frames, settings, args):
+def extract_all(folders, run, settings, args):
     """Extract `folders` (dict video -> frame folder) in parallel. Returns {video: reason}.
 
-    Exits when the disk is full or cannot be written, since every other video would fail too.
+    run: this run's folder for videos in progress. Exits when the disk is full or cannot be written,
+    since every other video would fail too.
     """
-    jobs, failures = [], {}
-    for video, folder in folders.items():
-        unique = sha1(str(folder.relative_to(frames)).encode("utf-8", "surrogateescape"))
-        jobs.append((video, folder, frames / ".partial" / unique.hexdigest()))
-    extract = partial(extract_video, settings=settings)
-    with tqdm(total=len(jobs), unit="video", desc="extracting", smoothing=0.05) as bar:
-        for job, disk_fails, reason in run_each(extract, jobs, args.workers, args.timeout):
+    items = enumerate(folders.items())
+    jobs = [(video, folder, run / str(number)) for number, (video, folder) in items]
+    failures, extract = {}, partial(extract_video, settings=settings)
+    answers = run_each(extract, jobs, args.workers, args.timeout)
+    with closing(answers), progress(None, "extracting", len(jobs), "video") as bar:
+        for job, disk_fails, reason in answers:
             if disk_fails:
-                sys.exit(f"\nextract_frames.py: {reason}; mend that, then run the same command")
+                sys.exit(f"extract_frames.py: {reason}; fix this and rerun")
             if reason is not None:
                 failures[job[0]] = reason
                 shutil.rmtree(job[2], ignore_errors=True)  # of a worker that was killed
             bar.update()
-    with contextlib.suppress(OSError):  # another machine's shard may still be at work there
-        (frames / ".partial").rmdir()
     return failures
+
+
+def extract_missing(folders, run, settings, args):
+    """Extract what the dict video -> frame folder lacks. Returns (states, failures).
+
+    run: as for `extract_all`. states: the state of each video that was extracted or failed.
+    failures: {video: reason}. A video that changed and now fails loses its frames, which are of
+    another video.
+    """
+    states = {v: find_state(v, folder, args.num_frames) for v, folder in folders.items()}
+    for video, state in states.items():
+        if state == "unrecorded" and args.num_frames:  # else it is unknown how many there should be
+            add_record(video, folders[video], run)
+            states[video] = "there"
+    states = {video: state for video, state in states.items() if state != "there"}
+    todo = {video: folders[video] for video in states}
+    failures = extract_all(todo, run, settings, args) if todo else {}
+    for number, video in enumerate(failures):
+        if find_state(video, folders[video], args.num_frames) == "changed":
+            with suppress(UserError):  # files of others stay
+                set_aside(folders[video], run / f"former-{number}")
+    return states, failures
 
 
 def main(args):
@@ -204,20 +234,25 @@ def main(args):
     first, count = args.shard
     folders = dict(list(folders.items())[first - 1 :: count])
 
-    missing = {video: folder for video, folder in folders.items() if not folder.is_dir()}
-    failures = extract_all(missing, args.frames, settings, args) if missing else {}
-    name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
-    named = {str(video.relative_to(args.videos)): reason for video, reason in failures.items()}
-    write_failures(args.frames / name, named)
+    with partial_folder(args.frames, args.shard) as run:
+        states, failures = extract_missing(folders, run, settings, args)
+        name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
+        named = {str(video.relative_to(args.videos)): reason for video, reason in failures.items()}
+        write_failures(args.frames / name, named)
 
-    done, there = len(missing) - len(failures), len(folders) - len(missing)
+    done = Counter(state for video, state in states.items() if video not in failures)
+    again = ", ".join(f"{done[state]} {word}" for state, word in REASONS.items() if done[state])
     others = f"; {passed_over} other files passed over" if passed_over else ""
-    print(f"{done} videos done, {there} already there, {len(failures)} failed{others}")
+    print(
+        f"{done.total()} videos done{again and f' ({again})'}, "
+        f"{len(folders) - len(states)} already there, {len(failures)} failed{others}"
+    )
     if failures:
         sys.exit(f"extract_frames.py: the reasons are in {args.frames / name}")
 
 
 if __name__ == "__main__":
-    args = build_parser().parse_args()
-    with one_line("extract_frames.py", "--workers"):
-        main(args)
+    with safe_streams("extract_frames.py"):
+        args = build_parser().parse_args()
+        with one_line("extract_frames.py", "--workers"):
+            main(args)

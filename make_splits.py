@@ -21,6 +21,8 @@ from pathlib import Path
 from utils.config import fraction, new_parser
 from utils.errors import UserError, one_line
 from utils.files import printable, write_text
+from utils.frame_folders import find_flaw
+from utils.streams import safe_streams
 
 # name: path of the frame folder under the frames root. group: the videos that must stay together.
 Video = namedtuple("Video", "name label group")
@@ -200,26 +202,27 @@ def leave_out_missing(splits, args):
         expected = json.loads(record.read_text())["num_frames"] if record.exists() else 0
     except (ValueError, KeyError, TypeError) as error:
         raise AnnotationError(f"{record}: damaged; extract the frames again") from error
-    bad = {v.name for videos in splits.values() for v in videos
-           if not is_complete(args.frames / v.name, expected)}  # fmt: skip
+    flaws = {v.name: find_flaw(args.frames / v.name, expected)
+             for videos in splits.values() for v in videos}  # fmt: skip
+    bad = {name: flaw for name, flaw in flaws.items() if flaw}
     if bad:
         print(f"{len(bad)} videos have no complete frame folder under {args.frames}:")
-        print("\n".join(f"  {printable(name)}" for name in sorted(bad)[:20]))
+        print("\n".join(f"  {printable(name)}: {bad[name]}" for name in sorted(bad)[:20]))
         if len(bad) > 20:
             print(f"  ... and {len(bad) - 20} more")
         if not args.allow_missing:
-            sys.exit(
-                "make_splits.py: run extract_frames.py, or leave them out with --allow-missing"
-            )
+            sys.exit(f"make_splits.py: {advise(args.frames)}")
     return {part: [v for v in videos if v.name not in bad] for part, videos in splits.items()}
 
 
-def is_complete(folder, expected):
-    """Whether frames 0 .. n-1 are all there; n is `expected`, or any number when that is 0."""
-    if not folder.is_dir():
-        return False
-    numbers = sorted(int(f.stem) for f in folder.glob("*.jpg") if f.stem.isdecimal())
-    return bool(numbers) and numbers == list(range(expected or len(numbers)))
+def advise(frames):
+    """What helps against incomplete frame folders below `frames`: a line."""
+    failed = " and ".join(path.name for path in sorted(frames.glob("failures*.csv")))
+    reasons = f" ({failed} there says which videos failed and why)" if failed else ""
+    return (
+        f"rerun extract_frames.py with --frames {frames}, which extracts missing and incomplete "
+        f"videos{reasons}, or leave them out with --allow-missing"
+    )
 
 
 def prove_disjoint(splits):
@@ -267,6 +270,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = build_parser().parse_args()
-    with one_line("make_splits.py", "the number of videos"):
-        main(args)
+    with safe_streams("make_splits.py"):
+        args = build_parser().parse_args()
+        with one_line("make_splits.py", "the number of videos"):
+            main(args)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets import prepare
 from models import build_model
@@ -40,6 +39,7 @@ from utils.index import Index, IndexFileError, append, journal_path, known_video
 from utils.library import plan, read_clip, read_preview
 from utils.page import write_page
 from utils.retrieval import build_encoder
+from utils.streams import progress, safe_streams
 from utils.workers import run_each
 
 
@@ -129,8 +129,8 @@ def encode_videos(todo, root, encoder, journal, args):
 
     read = partial(read_clip, preprocessing=encoder.preprocessing)
     clips = run_each(read, records, args.workers, args.timeout)
-    for path, clip, failure in tqdm(clips, "indexing", len(records), unit="video", smoothing=0.05,
-                                    disable=not (records and dist.is_main())):  # fmt: skip
+    for path, clip, failure in progress(clips, "indexing", len(records), "video",
+                                        is_shown=bool(records)):  # fmt: skip
         if failure is not None:
             failures[records[path]["path"]] = failure
             continue
@@ -217,8 +217,8 @@ def write_html(path, searches, args):
     queries = [found["path"] for found in searches]
     others = {result["path"] for found in searches for result in found["results"]}
     uris = {job: uri for job, uri, _ in run_each(read, queries, args.workers, args.timeout)}
-    previews = tqdm(run_each(read_preview, sorted(others), args.workers, args.timeout),
-                    "previews", len(others), unit="video", leave=False)  # fmt: skip
+    previews = run_each(read_preview, sorted(others), args.workers, args.timeout)
+    previews = progress(previews, "previews", len(others), "video", leave=False)
     found_uris = {job: uri for job, uri, _ in previews}
     shown = []
     for found in searches:
@@ -274,7 +274,8 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = build_parser().parse_args()
-    with dist.together(), one_line("search.py", "--batch-size"):
-        status = main(args)
-    sys.exit(status)
+    with safe_streams("search.py"):
+        args = build_parser().parse_args()
+        with dist.together(), one_line("search.py", "--batch-size"):
+            status = main(args)
+        sys.exit(status)

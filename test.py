@@ -43,6 +43,7 @@ from utils.plots import plot_precision_at, plot_precision_recall
 from utils.projector import write_projector
 from utils.report import format_report
 from utils.retrieval import build_encoder, encode, nearest
+from utils.streams import progress, safe_streams
 
 
 # fmt: off
@@ -207,7 +208,7 @@ def write_embeddings(sets, codes, classes, folder):
             "set": [part for _, part, _ in items],
             "video": [data.names[i] for data, _, i in items],
         },
-        (middle_frame(data, i) for data, _, i in tqdm(items, "thumbnails", leave=False)),
+        (middle_frame(data, i) for data, _, i in progress(items, "thumbnails", leave=False)),
     )
 
 
@@ -303,9 +304,10 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = build_parser()
-    args = parser.parse_args()
-    if not args.checkpoint + args.codes:
-        parser.error("give --checkpoint or --codes")
-    with dist.together(), one_line("test.py", "--batch-size"):
-        main(args)
+    with safe_streams("test.py"):
+        parser = build_parser()
+        args = parser.parse_args()
+        if not args.checkpoint + args.codes:
+            parser.error("give --checkpoint or --codes")
+        with dist.together(), one_line("test.py", "--batch-size"):
+            main(args)

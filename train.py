@@ -66,6 +66,7 @@ from utils.optimisation import (
     mixed_precision,
 )
 from utils.retrieval import build_encoder, encode
+from utils.streams import progress, safe_streams
 
 # These may differ when a run is resumed: they do not change what is learnt.
 FREE_SETTINGS = {
@@ -214,8 +215,8 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     generator = torch.Generator(device)
     batches = len(loader)
     totals = torch.tensor(training.totals or [0.0] * 5, dtype=torch.float64, device=loss_device)
-    bar = tqdm(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, leave=False,
-               initial=training.batch, unit="batch", disable=not dist.is_main())  # fmt: skip
+    bar = progress(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, "batch",
+                   leave=False, initial=training.batch)  # fmt: skip
     network.train()
     started, seen = time.perf_counter(), 0
     for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
@@ -494,17 +495,18 @@ def describe(record, args):
 
 
 if __name__ == "__main__":
-    parser = build_parser()
-    args = parse_args(parser)
-    if args.crop_scale[0] > args.crop_scale[1]:
-        parser.error("--crop-scale: the least is above the most")
-    if args.margin is None and args.distance != "hamming":
-        parser.error(f"--distance {args.distance} needs --margin, in its own units")
-    args.margin = args.margin or args.bits / 8
-    if args.deterministic:
-        make_deterministic()
-    else:
-        torch.backends.cudnn.benchmark = True
-    to_lower = "--classes-per-batch, --clip-frames, --size or --width"
-    with dist.together(), one_line("train.py", to_lower), lock_run(args):
-        main(args)
+    with safe_streams("train.py"):
+        parser = build_parser()
+        args = parse_args(parser)
+        if args.crop_scale[0] > args.crop_scale[1]:
+            parser.error("--crop-scale: the least is above the most")
+        if args.margin is None and args.distance != "hamming":
+            parser.error(f"--distance {args.distance} needs --margin, in its own units")
+        args.margin = args.margin or args.bits / 8
+        if args.deterministic:
+            make_deterministic()
+        else:
+            torch.backends.cudnn.benchmark = True
+        to_lower = "--classes-per-batch, --clip-frames, --size or --width"
+        with dist.together(), one_line("train.py", to_lower), lock_run(args):
+            main(args)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from datasets.frames import SplitError, clip_request, even_frames
 from utils.files import locked
+from utils.streams import progress
 
 PLACES = ("none", "disk", "ram", "device")
 
@@ -121,7 +122,7 @@ def _fill(array, data, workers):
 
     with ThreadPoolExecutor(workers or 1) as pool:  # OpenCV decodes outside Python's lock
         decoded = pool.map(decode, range(len(data)))
-        for _ in tqdm(decoded, "caching", len(data), unit="video", smoothing=0.05):
+        for _ in progress(decoded, "caching", len(data), "video"):
             pass
     array.flush()
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils.errors import UserError
+from utils.frame_folders import recorded_frames
 
 
 class SplitError(UserError):
@@ -77,7 +78,7 @@ def list_frames(folder):
         raise SplitError(f"{folder}: no such frame folder; run extract_frames.py")
     frames = [f for f in folder.iterdir() if f.suffix.lower() in (".jpg", ".jpeg")]
     if not frames:
-        raise SplitError(f"{folder}: no frames; delete the folder and run extract_frames.py again")
+        raise SplitError(f"{folder}: no frames; rerun extract_frames.py")
     return sorted(frames, key=lambda f: natural_key(f.name))
 
 
@@ -175,12 +176,12 @@ class FrameFolders(Dataset):
 
     def read(self, index, choose):
         """Frames of a video as (T, H, W, 3) uint8; `choose` turns their number into positions."""
-        paths = list_frames(self.root / self.names[index])
-        expected = self.extracted or len(paths)
+        folder = self.root / self.names[index]
+        paths = list_frames(folder)
+        expected = self.extracted or recorded_frames(folder) or len(paths)
         if len(paths) != expected or (self.extracted is not None and not is_numbered(paths)):
             raise SplitError(
-                f"{self.root / self.names[index]}: frames are missing; delete the folder and run "
-                "extract_frames.py again"
+                f"{folder}: frames are missing; rerun extract_frames.py, which completes them"
             )
         positions = choose(len(paths))
         clip = np.empty((len(positions), *self.frame_size), np.uint8)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.streams import progress
 
 FRAMES = (32, 48)  # least and most frames a clip
 FPS = 25
@@ -192,7 +192,7 @@ def make_dataset(output, classes=6, groups=50, videos=600, test_groups=10, side=
                 (test if group <= test_groups else train).append((video, label + 1))
     with ProcessPoolExecutor() as pool:
         results = [pool.submit(write_clip, *job) for job in jobs]
-        for result in tqdm(results, unit="video", desc="drawing", disable=not jobs):
+        for result in progress(results, "drawing", unit="video", is_shown=bool(jobs)):
             result.result()
     lists = {
         "classInd": [f"{label} {name}\n" for label, name in enumerate(names, start=1)],

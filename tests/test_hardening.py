@@ -99,7 +99,8 @@ BROKEN = {
     "a frame folder is absent": (
         lambda r: first_folder(r).rename(r / "away"), "1 of 18 frame folders are missing"),
     "a frame folder is empty": (
-        lambda r: [f.unlink() for f in first_folder(r).iterdir()], "no frames; delete the folder"),
+        lambda r: [f.unlink() for f in first_folder(r).iterdir()],
+        "no frames; rerun extract_frames.py"),
     "a frame is missing": (
         lambda r: (first_folder(r) / "000003.jpg").unlink(), "frames are missing"),
     "a frame is cut short": (truncated, "000003.jpg: damaged"),
@@ -286,7 +287,7 @@ def test_extraction_on_a_full_disk_stops_and_goes_on(demo, small_disk, run_scrip
     command = ["extract_frames.py", "--videos", demo / "videos", "--frames", small_disk / "frames",
                *EXTRACT]  # fmt: skip
     error = run_script(*command, status=1).stderr
-    assert "No space left" in error and "run the same command" in error and "Traceback" not in error
+    assert "No space left" in error and "fix this and rerun" in error and "Traceback" not in error
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
     run_script(*command)
     for path in demo.glob("frames/*/*/*"):

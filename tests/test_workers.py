@@ -1,11 +1,15 @@
 """Worker processes: every job is answered, whatever happens to its process."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+
+import pytest
+from conftest import ROOT
 
 from utils.workers import run_each
 
@@ -80,33 +84,84 @@ def test_a_process_killed_in_the_middle_of_its_answer_costs_one_job():
     assert len(results["whole"][0]) == 50_000_000 and results["whole"][1] is None
 
 
-def test_workers_end_when_the_main_process_is_killed(tmp_path):
-    """Also when another worker, forked later, is alive and holds a copy of the connection."""
-    script = (
-        "import os, time, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from utils.workers import run_each\n"
-        "def f(job):\n"
-        "    print(os.getpid(), flush=True)\n"
-        "    time.sleep(0.3 if job < 4 else 1)\n"
-        "    return 'x' * 1_000_000, None\n"
-        "for _ in run_each(f, range(100), 2, 60): pass\n"
-    )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    main = subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE, text=True)
-    pids = {int(main.stdout.readline()) for _ in range(4)}
-    assert len(pids) == 2
-    main.kill()
-    main.wait()
-    deadline = time.monotonic() + 10
-    while any(is_running(pid) for pid in pids):
+MAIN = """
+import os, sys, time
+from utils import workers
+
+def work(job):
+    os.write(1, b"%d\\n" % os.getpid())
+    if job == "leave" or job % 3 == 0:
+        os._exit(1)
+    time.sleep(float(sys.argv[1]))
+    return "x" * 1_000_000, None
+
+if sys.argv[2] == "connection":
+    workers.end_with_parent = lambda: None
+if sys.argv[3] == "spawn":
+    workers.CONTEXT = workers.multiprocessing.get_context("spawn")
+if __name__ == "__main__":
+    jobs = ["leave", *range(1, 100)] if sys.argv[4] == "once" else range(0, 10**9, 3)
+    for _ in workers.run_each(work, jobs, 2, 60): pass
+"""
+
+
+def start_main(folder, seconds, way, method, leave="once"):
+    """A process of its own group, with two workers; each of them writes its process id first."""
+    (folder / "main.py").write_text(MAIN)
+    command = [sys.executable, folder / "main.py", str(seconds), way, method, leave]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment,
+                            stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+
+
+def wait_for_the_end(group, seconds):
+    """Wait until no process of a group runs any more."""
+    deadline = time.monotonic() + seconds
+    while any(is_running(int(pid), group) for pid in os.listdir("/proc") if pid.isdecimal()):
         assert time.monotonic() < deadline, "a worker outlived its main process"
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
-def is_running(pid):
-    """Whether a process exists and is no zombie, which nobody waits for in some containers."""
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_end_at_once_when_the_main_process_is_killed(method, tmp_path):
+    """In the middle of a long job; one of them has replaced a worker that left."""
+    main = start_main(tmp_path, 60, "signal", method)
+    assert len({main.stdout.readline() for _ in range(3)}) == 3
+    main.kill()
+    wait_for_the_end(main.pid, seconds=2)
+    main.communicate()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_without_the_signal_workers_end_with_their_job(method, tmp_path):
+    """Also when another worker, forked later, is alive and holds a copy of the connection."""
+    main = start_main(tmp_path, 0.5, "connection", method)
+    assert len({main.stdout.readline() for _ in range(3)}) == 3
+    main.kill()
+    wait_for_the_end(main.pid, seconds=10)
+    main.communicate()
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_worker_outlives_a_main_process_that_is_killed_while_it_replaces_workers(
+    kills, tmp_path
+):
+    rng = random.Random(0)
+    for _ in range(kills):
+        main = start_main(tmp_path, 60, "signal", "fork", "always")
+        main.stdout.readline()
+        time.sleep(rng.uniform(0, 0.05))
+        main.kill()
+        wait_for_the_end(main.pid, seconds=2)
+        main.communicate()
+
+
+def is_running(pid, group):
+    """Whether a process of the group is alive and no zombie, which nobody may wait for."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+            state, _, its_group = file.read().rpartition(")")[2].split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    return int(its_group) == group and state != "Z"

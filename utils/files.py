@@ -57,12 +57,13 @@ def write_text(path, text):
 
 
 def write_failures(path, failures):
-    """Write a table `video,reason` of a dict, as CSV; where it is empty there is no file."""
+    """Write a table `video,reason` of a dict, sorted, as CSV; an empty one has no file."""
     if not failures:
         Path(path).unlink(missing_ok=True)
         return
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("video", "reason"), *failures.items()])
+    rows = [("video", "reason"), *sorted(failures.items())]
+    csv.writer(table, lineterminator="\n").writerows(rows)
     write_text(path, table.getvalue())
 
 

@@ -1,10 +1,9 @@
 """Encoding a data set into approximate hash codes, and ranking one data set for another."""
 
 import torch
-from tqdm import tqdm
 
-from utils.dist import is_main
 from utils.optimisation import mixed_precision
+from utils.streams import progress
 
 
 def build_encoder(model, transform, device, amp=True):
@@ -35,7 +34,7 @@ def encode(encoder, loader, description="encoding"):
     encoder: from `build_encoder`. loader: gives (B, T, H, W, 3) uint8 clips and labels.
     Returns (N, K) float32 on the CPU, or None where there is no clip.
     """
-    batches = tqdm(loader, desc=description, unit="batch", leave=False, disable=not is_main())
+    batches = progress(loader, description, unit="batch", leave=False)
     codes = [encoder(clips) for clips, _ in batches]
     return torch.cat(codes).cpu() if codes else None
 

@@ -23,7 +23,8 @@ def run_each(function, jobs, workers, seconds):
     other processes. jobs: iterable, read only as workers become free. workers: number of processes.
     seconds: time limit of one job, after which its process is killed.
     Yields (job, result, failure); a worker that dies or takes too long gives a failure and is
-    replaced. Closing the generator ends the processes.
+    replaced. Closing the generator ends the processes, and so does the end of this process or, on
+    Linux, of the calling thread.
     """
     jobs, pool = iter(jobs), []
     try:
@@ -98,7 +99,8 @@ class _Worker:
 def end_with_parent():
     """Have Linux kill this process of multiprocessing as soon as its parent has ended.
 
-    Source: PR_SET_PDEATHSIG of prctl(2). Elsewhere a closed connection ends workers a little later.
+    Source: PR_SET_PDEATHSIG of prctl(2); the parent is the thread that forked. Elsewhere a closed
+    connection ends workers when their job is done.
     """
     if sys.platform == "linux":
         parent = os.getppid()
