@@ -65,7 +65,7 @@ from utils.optimisation import (
     make_deterministic,
     mixed_precision,
 )
-from utils.retrieval import build_encoder, encode
+from utils.retrieval import build_encoder, encode, move
 from utils.streams import progress, safe_streams
 
 # These may differ when a run is resumed: they do not change what is learnt.
@@ -262,8 +262,9 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     }
 
 
-def validate(encoder, loaders):
+def validate(model, loaders, to_input, device, amp):
     """Metrics of `evaluate` for validation clips searched in training clips: two loaders."""
+    encoder = build_encoder(model, to_input, device, amp)
     codes, labels = [], []
     for loader in loaders:
         rows = encode(encoder, loader, "validating")
@@ -391,7 +392,7 @@ def main(args):
     preprocessing, to_train_input, to_test_input = build_transforms(
         args, train_set.frame_size, normalisation
     )
-    encoder = build_encoder(model, to_test_input, device, args.amp)
+    move(model, device)
     network = dist.data_parallel(model)
     network = torch.compile(network) if args.compile else network
 
@@ -457,7 +458,7 @@ def main(args):
         if len(val_set) and (is_last or (training.epoch + 1) % args.eval_every == 0):
             try:
                 with timer.leaving_at_once():
-                    metrics = validate(encoder, eval_loaders)
+                    metrics = validate(model, eval_loaders, to_test_input, device, args.amp)
             except dist.Stopped:
                 save("last.pt", training=state)
                 raise dist.Stopped(f"train.py: stopped before validation; {GOES_ON}") from None

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from datetime import timedelta
 
 import torch
@@ -25,6 +26,7 @@ TIMEOUT = timedelta(hours=1)
 _cpu_group = None  # None is the default group, which is Gloo where there is no GPU
 _watcher = None  # the thread that waits for failures of other processes
 _finished = threading.Event()
+_kept = deque(maxlen=16)
 
 
 class Stopped(SystemExit):
@@ -110,7 +112,7 @@ def together():
         raise
     if dist.is_initialized():
         _finished.set()
-        _watcher.join()  # a thread that is in C++ when Python ends would abort the process
+        _watcher.join()
         barrier()
         dist.destroy_process_group()
 
@@ -173,10 +175,20 @@ def is_main():
     return rank() == 0
 
 
+def _keep(tensor):
+    """Keep a tensor alive until others have followed, and return it.
+
+    Gloo's threads free the tensors of a work a moment after it is done. If Python has let go of one
+    by then they need the interpreter, and where that is ending they abort the process.
+    """
+    _kept.append(tensor)
+    return tensor
+
+
 def barrier():
     """Wait for all processes."""
     if ranks() > 1:
-        dist.all_reduce(torch.zeros(1), group=_cpu_group)
+        dist.all_reduce(_keep(torch.zeros(1)), group=_cpu_group)
 
 
 # ==== training ====
@@ -239,9 +251,9 @@ def ask_all(flags):
     All processes must ask. Returns a function that gives the answer, the same on all of them; by
     the next step it is there, so that nobody waits.
     """
-    answer = torch.tensor(flags, dtype=torch.uint8)
     if ranks() == 1:
         return lambda: flags
+    answer = _keep(torch.tensor(flags, dtype=torch.uint8))
     work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=_cpu_group, async_op=True)
 
     def wait():

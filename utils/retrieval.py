@@ -6,16 +6,23 @@ from utils.optimisation import mixed_precision
 from utils.streams import progress
 
 
+def move(model, device):
+    """Put a network on `device`, with its tensors in the order that convolutions are fastest in."""
+    model.to(device)
+    if device.type != "mps":  # faster in half precision and on CPUs; Apple GPUs lack it
+        model.to(memory_format=torch.channels_last_3d)
+
+
 def build_encoder(model, transform, device, amp=True):
     """Prepare a network for inference, as validation, test.py and search.py all use it.
 
-    model: clips (B, 3, T, H, W) -> (B, K); moved to `device` and put in evaluation mode.
+    model: clips (B, 3, T, H, W) -> (B, K); moved to `device` and put in evaluation mode; training
+        again ends what this prepares.
     transform: from uint8 clips, on `device`, to the model's input. amp: mixed precision on GPUs.
     Returns a function: uint8 clips (B, T, H, W, 3) -> approximate codes (B, K) float32 on `device`.
     """
-    model.to(device).eval()
-    if device.type != "mps":  # faster in half precision and on CPUs; Apple GPUs lack it
-        model.to(memory_format=torch.channels_last_3d)
+    move(model, device)
+    model.eval()
     precision = mixed_precision(device, amp)
 
     @torch.inference_mode()
