@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from datetime import timedelta
 
 import torch
@@ -26,7 +25,6 @@ TIMEOUT = timedelta(hours=1)
 _cpu_group = None  # None is the default group, which is Gloo where there is no GPU
 _watcher = None  # the thread that waits for failures of other processes
 _finished = threading.Event()
-_kept = deque(maxlen=16)
 
 
 class Stopped(SystemExit):
@@ -113,6 +111,8 @@ def together():
     if dist.is_initialized():
         _finished.set()
         _watcher.join()
+        # A barrier has no tensors. Gloo's threads free those of other works a moment after the work
+        # is done; they need the interpreter for it, and abort the process where that has ended.
         barrier()
         dist.destroy_process_group()
 
@@ -175,20 +175,10 @@ def is_main():
     return rank() == 0
 
 
-def _keep(tensor):
-    """Keep a tensor alive until others have followed, and return it.
-
-    Gloo's threads free the tensors of a work a moment after it is done. If Python has let go of one
-    by then they need the interpreter, and where that is ending they abort the process.
-    """
-    _kept.append(tensor)
-    return tensor
-
-
 def barrier():
     """Wait for all processes."""
     if ranks() > 1:
-        dist.all_reduce(_keep(torch.zeros(1)), group=_cpu_group)
+        dist.barrier(group=_cpu_group)
 
 
 # ==== training ====
@@ -253,7 +243,7 @@ def ask_all(flags):
     """
     if ranks() == 1:
         return lambda: flags
-    answer = _keep(torch.tensor(flags, dtype=torch.uint8))
+    answer = torch.tensor(flags, dtype=torch.uint8)
     work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=_cpu_group, async_op=True)
 
     def wait():
