@@ -218,7 +218,7 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     bar = progress(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, "batch",
                    leave=False, initial=training.batch)  # fmt: skip
     network.train()
-    started, seen = time.perf_counter(), 0
+    started, seen, rates = time.perf_counter(), 0, {}
     for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
         step = training.epoch * batches + training.batch
         seed = (args.seed * 1_000_003 + step) * dist.ranks() + dist.rank()
@@ -238,6 +238,7 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
             torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip_gradient)
         training.scaler.step(training.optimizer)
         training.scaler.update()
+        rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
         training.scheduler.step()
         dist.average_statistics(network)
 
@@ -251,7 +252,6 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
         after_step(step + 1, totals)
     training.totals = tuple(totals.tolist())
     loss, active, valid, magnitude, spread = training.totals
-    rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
     return {
         "train/loss": loss / batches,
         "train/active_share": active / max(valid, 1),
