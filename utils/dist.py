@@ -130,8 +130,15 @@ def _leave(error):
     if not isinstance(error, Stopped):
         with contextlib.suppress(RuntimeError):  # who keeps the store may have left
             _connect().compare_set(_failure_key(), "", (lines or ["it failed"])[-1].strip())
+            _let_others_read()
     status = error.code if isinstance(error, SystemExit) else 1
     os._exit(status if isinstance(status, int) else 1)
+
+
+def _let_others_read():
+    """Without torchrun the first process keeps the store, which ends with it."""
+    if is_main():
+        time.sleep(2)
 
 
 def _connect():
@@ -156,6 +163,7 @@ def _watch(store):
             reason = "the process that they all met at has ended"
     if not _finished.is_set():
         print(f"another process of this run failed: {reason}", file=sys.stderr, flush=True)
+        _let_others_read()
         os._exit(1)
 
 
