@@ -299,7 +299,7 @@ def test_a_cache_on_a_full_disk_is_refused_and_leaves_nothing(demo, small_disk, 
     command = train_command(demo, demo / "no_run", "--cache", "disk", "--cache-frames", 64,
                             "--cache-folder", small_disk)  # fmt: skip
     error = run_script(*command, status=1).stderr
-    assert "GB free and the clips take" in error and not list(small_disk.iterdir())
+    assert "GB free and the clips take" in error and os.listdir(small_disk) == [".lock"]
 
 
 def test_a_disk_that_fills_while_the_cache_is_made_is_an_error_not_a_crash(
@@ -314,7 +314,7 @@ def test_a_disk_that_fills_while_the_cache_is_made_is_an_error_not_a_crash(
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=10**12))
     with pytest.raises(OSError, match="No space left"):
         build_cache(data, 64, small_disk, 1)
-    assert not list(small_disk.iterdir())
+    assert os.listdir(small_disk) == [".lock"]
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(demo, tmp_path, run_script):
@@ -381,7 +381,7 @@ def test_a_dead_loader_worker_is_named(demo, tmp_path):
 
 
 def test_when_one_of_two_processes_dies_the_other_leaves(demo, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29631]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     process = start_training(demo, tmp_path / "run", "--clips-per-class", 2,
                              launcher=map(str, launcher))  # fmt: skip
     ranks = children(process.pid)
@@ -389,8 +389,8 @@ def test_when_one_of_two_processes_dies_the_other_leaves(demo, tmp_path):
     os.kill(ranks[-1], signal.SIGKILL)
     assert process.wait(timeout=90) != 0 and time.monotonic() - started < 60
     log = (tmp_path / "log").read_text()
-    messages = ("another process of this run", "killed: with the whole run", "stopped after step")
-    assert any(message in log for message in messages), log
+    assert "another process of this run has ended" in log and "Traceback (most" not in log.split(
+        "another process")[0], log  # fmt: skip
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] >= 1
 
 
