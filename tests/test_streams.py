@@ -10,6 +10,7 @@ import termios
 
 import pytest
 from conftest import ROOT
+from test_chain import train_command
 
 from utils.streams import progress
 
@@ -79,6 +80,31 @@ def test_a_full_device_loses_no_work_and_is_told(script, commands, tmp_path):
     assert result.returncode == 1 and files(tmp_path / "both") == files(tmp_path / "usual")
     assert run(script, ["--help"], ">/dev/full").returncode == 1
     assert run(script, ["--no-such-flag"], ">/dev/full").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status"),
+    [
+        ("<&- >&- 2>&-", 0),
+        pytest.param("2>&-", 0, marks=pytest.mark.slow),
+        pytest.param(">/dev/full 2>/dev/full", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_training_testing_and_indexing_do_their_work(redirection, status, demo, tmp_path):
+    """With PYTHONIOENCODING=ascii and a folder whose name that lacks."""
+    run_folder, index = tmp_path / "Übung", tmp_path / "index"
+    videos = next((demo / "videos").iterdir())
+    steps = [
+        train_command(demo, run_folder, "--epochs", 1),
+        ["test.py", "--checkpoint", run_folder / "best.pt"],
+        ["search.py", "index", "--checkpoint", run_folder / "best.pt", "--videos", videos,
+         "--output", index],
+    ]  # fmt: skip
+    for script, *arguments in steps:
+        result = run(script, arguments, redirection, PYTHONIOENCODING="ascii")
+        assert result.returncode == status, result.stderr
+    assert (run_folder / "last.pt").exists() and (run_folder / "test" / "metrics.json").exists()
+    assert (index / "index.json").exists()
 
 
 LONG = """
