@@ -65,9 +65,7 @@ def measure_steps(settings, backbone):
     flops = 3 * step.forward_flops(backbone, settings)
     figures = {}
     for source, next_batch in step.open_batches(settings, settings.device).items():
-        measured = step.measure(
-            backbone, settings, settings.device, settings.precision, next_batch
-        )
+        measured = step.measure(backbone, settings, settings.device, settings.precision, next_batch)
         speed = measured["clips_per_second"]
         figures[f"{source}_clips_per_second"] = speed
         figures[f"{source}_share_of_peak"] = peak and speed * flops / peak

@@ -17,6 +17,7 @@ import cv2
 
 from datasets import even_frames
 from datasets.synthetic import class_names, render_clip
+from utils.workers import end_with_parent
 
 QUALITY = 95  # of JPEG, as extract_frames.py has it
 
@@ -62,7 +63,7 @@ def draw_frames(
     root, splits = Path(output) / "frames", Path(output) / "splits"
     write = partial(write_frames, root=root, frames=frames, size=size)
     if workers > 1:
-        with Pool(workers) as pool:
+        with Pool(workers, end_with_parent) as pool:
             pool.map(write, jobs, chunksize=1)
     else:
         for job in jobs:
