@@ -55,12 +55,17 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(version, batch, clips, bits, runs):
-    """{"seconds", "mib", "loss", "gradient"} of one version in this process."""
+def draw_batch(batch, clips, bits, device="cpu"):
+    """(codes, labels) around a centre for each class: (B, K) with a gradient and (B,)."""
     torch.manual_seed(0)
     labels = torch.arange(batch) // clips
     codes = (torch.randn(batch // clips, bits)[labels] + torch.randn(batch, bits)).tanh()
-    codes.requires_grad_()
+    return codes.to(device).requires_grad_(), labels.to(device)
+
+
+def measure(version, batch, clips, bits, runs):
+    """{"seconds", "mib", "loss", "gradient"} of one version in this process."""
+    codes, labels = draw_batch(batch, clips, bits)
     VERSIONS[version](codes[: 4 * clips], labels[: 4 * clips]).backward()
     before, times = peak(), []
     for _ in range(runs + 1):

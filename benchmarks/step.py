@@ -12,6 +12,7 @@ as a step's; a multiply-accumulate is two operations.
 
 import argparse
 import contextlib
+import gc
 import statistics
 import tempfile
 import time
@@ -27,16 +28,16 @@ from models import BACKBONES, KINETICS, build_model
 from utils.optimisation import mixed_precision
 
 
-def seconds_of(function, device, runs):
-    """Median seconds of `function` after two warm-ups."""
+def seconds_of(function, device, runs, warm_ups=2):
+    """Median seconds of `function` after the warm-ups."""
     times = []
-    for _ in range(runs + 2):
+    for _ in range(runs + warm_ups):
         started = time.perf_counter()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+    return statistics.median(times[warm_ups:])
 
 
 def peak_flops(device, precision, runs):
@@ -47,8 +48,9 @@ def peak_flops(device, precision, runs):
 
 
 def forward_flops(backbone, args):
+    """Operations of the forward pass of one clip; args: has width, clip_frames and size."""
     with torch.device("meta"):
-        model = BACKBONES[backbone](width=args.width)
+        model = BACKBONES[backbone](width=args.width).eval()
         clip = torch.empty(1, 3, args.clip_frames, args.size, args.size)
     with FlopCounterMode(display=False) as counter:
         model(clip)
@@ -79,6 +81,59 @@ def make_step(backbone, args, device, precision, next_batch):
     return step
 
 
+def open_batches(args, device):
+    """{"synthetic", "cache"}: functions that give a batch of clips and labels on `device`.
+
+    args: has batch, clip_frames (T) and size; frames are as much larger than `size` as usual.
+    """
+    height, width = round(args.size * 128 / 112), round(args.size * 171 / 112)
+    shape = (2 * args.batch, 2 * args.clip_frames, height, width, 3)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clips.npy"
+        np.save(path, rng.integers(0, 256, shape, np.uint8))
+        labels = [i % args.batch // 4 for i in range(len(np.load(path, mmap_mode="r")))]
+        data = argparse.Namespace(
+            names=[str(i) for i in range(len(labels))], labels=labels, clip_frames=args.clip_frames,
+            frame_size=shape[2:], extraction=None,
+        )  # fmt: skip
+        cache = CachedClips(data, path, "device", device)
+    fixed = cache.__getitems__(list(range(args.batch)))
+
+    def from_cache():
+        return cache.__getitems__([(int(i), int(i)) for i in rng.permutation(args.batch)])
+
+    return {"synthetic": lambda: fixed, "cache": from_cache}
+
+
+def measure(backbone, args, device, precision, next_batch):
+    """{"clips_per_second", "peak_mib"} of training steps; the peak is None but on a GPU.
+
+    The peak is of tensors, from the third step on, above what was there before the network.
+    """
+    before = memory_in_use(device)
+    step = make_step(backbone, args, device, precision, next_batch)
+    step(), step()  # cuDNN tries algorithms, some of which take more memory than is used later
+    memory_in_use(device)
+    speed = args.batch / seconds_of(step, device, args.runs, warm_ups=0)
+    return {"clips_per_second": speed, "peak_mib": peak_memory(device, before)}
+
+
+def memory_in_use(device):
+    """Bytes of tensors on a GPU, from which `peak_memory` counts anew; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    gc.collect()  # what is left of the model before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_memory(device, before):
+    """MiB of tensors above `before` bytes at the most since `memory_in_use`; None without a GPU."""
+    return None if before is None else (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
 def main():
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -99,28 +154,12 @@ def main():
           f" width {args.width}")  # fmt: skip
     print(f"{'backbone':<10} {'data':<10} {'clips/s':>9} {'of peak':>8} {'of synthetic':>13}")
 
-    height, width = round(args.size * 128 / 112), round(args.size * 171 / 112)
-    shape = (2 * args.batch, 2 * args.clip_frames, height, width, 3)
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clips.npy"
-        np.save(path, rng.integers(0, 256, shape, np.uint8))
-        labels = [i % args.batch // 4 for i in range(len(np.load(path, mmap_mode="r")))]
-        data = argparse.Namespace(
-            names=[str(i) for i in range(len(labels))], labels=labels, clip_frames=args.clip_frames,
-            frame_size=shape[2:],
-        )  # fmt: skip
-        cache = CachedClips(data, path, "device", device)
-    fixed = cache.__getitems__(list(range(args.batch)))
-
-    def from_cache():
-        return cache.__getitems__([(int(i), int(i)) for i in rng.permutation(args.batch)])
-
+    batches = open_batches(args, device)
     for backbone in args.backbones:
         first = None
-        for source, next_batch in (("synthetic", lambda: fixed), ("cache", from_cache)):
-            step = make_step(backbone, args, device, precision, next_batch)
-            speed = args.batch / seconds_of(step, device, args.runs)
+        for source, next_batch in batches.items():
+            measured = measure(backbone, args, device, precision, next_batch)
+            speed = measured["clips_per_second"]
             first = first or speed
             share = speed * 3 * forward_flops(backbone, args) / peak
             print(f"{backbone:<10} {source:<10} {speed:>9.1f} {share:>8.1%} {speed / first:>13.1%}")

@@ -59,7 +59,13 @@ class RunLog:
 
 
 def log_environment(path, device, processes):
-    """Append a line of JSON to `path`: what this start of a run depends on.
+    """Append `describe_environment` to `path` as a line of JSON."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(describe_environment(device, processes)) + "\n")
+
+
+def describe_environment(device, processes):
+    """What this start of a run depends on: a dict.
 
     Time, command, packages, commit of the code, device and number of processes.
     """
@@ -71,7 +77,7 @@ def log_environment(path, device, processes):
         commit = None
     packages = ("torch", "torchvision", "numpy", "opencv-python-headless", "opencv-python")
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    record = {
+    return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "processes": processes,
@@ -82,5 +88,3 @@ def log_environment(path, device, processes):
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
     }
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
