@@ -33,7 +33,7 @@ from utils.frame_folders import (
     set_aside,
 )
 from utils.streams import progress, safe_streams
-from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
+from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, sample_video
 from utils.workers import run_each
 
 # How the last line counts the videos that were extracted anew, by the states of `find_state`.
@@ -152,7 +152,7 @@ def write_frame(folder, index, frame, quality):
     encoded, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise VideoError(f"frame {index} cannot be encoded as JPEG")
-    (folder / f"{index:06d}.jpg").write_bytes(jpeg.tobytes())
+    (folder / f"{index:06d}.jpg").write_bytes(jpeg)
 
 
 def extract_video(job, settings):
@@ -172,7 +172,7 @@ def extract_video(job, settings):
             return False, None
         aside.mkdir(parents=True)
         source = describe(video)  # before decoding: what is replaced meanwhile is found next time
-        frames = read_video(video, num_frames, size) if num_frames else iterate_video(video, size)
+        frames = sample_video(video, num_frames, size) if num_frames else iterate_video(video, size)
         for index, frame in enumerate(frames):
             write_frame(aside, index, frame, quality)
         publish(aside, folder, {**source, "frames": index + 1})

@@ -38,7 +38,12 @@ def even_positions(available, wanted):
 
 
 def read_video(path, num_frames, size, start=0.0, end=float("inf")):
-    """`num_frames` frames spread evenly over a video: (num_frames, height, width, 3) uint8 RGB.
+    """The frames of `sample_video` as one array: (num_frames, height, width, 3) uint8 RGB."""
+    return np.stack(list(sample_video(path, num_frames, size, start, end)))
+
+
+def sample_video(path, num_frames, size, start=0.0, end=float("inf")):
+    """`num_frames` frames spread evenly over a video, each (height, width, 3) uint8 RGB, in turn.
 
     One decoding pass without knowing the length: candidates are kept at a stride, 1 at first, that
     doubles whenever they need more than MOST_HELD_BYTES (`_make_room`). So videos of 128x171 are
@@ -62,9 +67,8 @@ def read_video(path, num_frames, size, start=0.0, end=float("inf")):
                 kept, factor = _make_room(kept, convert, 2 * num_frames)
                 held = sum(candidate.nbytes for candidate in kept)
                 stride *= factor
-    wanted = np.round(even_positions(length, num_frames) / stride).astype(int)
-    chosen, inverse = np.unique(wanted.clip(max=len(kept) - 1), return_inverse=True)
-    return np.stack([convert(kept[position]) for position in chosen])[inverse]
+    for position in np.round(even_positions(length, num_frames) / stride).astype(int):
+        yield convert(kept[min(position, len(kept) - 1)])
 
 
 def iterate_video(path, size):
