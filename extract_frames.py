@@ -8,7 +8,6 @@ extracted. Beside the frames, video.json records the video's size and time and t
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -21,11 +20,10 @@ import cv2
 
 from utils.config import new_parser, positive_float, positive_int, processors, whole_number
 from utils.errors import DISK_ERRORS, UserError, one_line
-from utils.files import locked, write_failures, write_text
+from utils.files import write_failures
 from utils.frame_folders import (
-    LOCK,
-    LOCK_SECONDS,
     add_record,
+    check_settings,
     describe,
     find_state,
     partial_folder,
@@ -46,7 +44,7 @@ def build_parser():
     add("--videos", required=True, type=Path, help="folder of class folders of videos")
     add("--frames", required=True, type=Path, help="folder for the frame folders; made if absent")
     add("--num-frames", type=whole_number, default=32,
-        help="frames a video, spread evenly; shorter videos repeat frames; 0 keeps every frame. "
+        help="frames per video, spread evenly; shorter videos repeat frames; 0 keeps every frame. "
         "Take at least twice --clip-frames of train.py, which jitters between them")  # fmt: skip
     add("--size", type=positive_int, nargs=2, default=[128, 171], metavar=("HEIGHT", "WIDTH"),
         help="pixels; 128 171 suits the usual 112 crop. Where the action fills the whole frame, "
@@ -126,24 +124,6 @@ def plan_folders(videos, frames):
                 "could be of either; rename one of the videos, delete that folder, and run again"
             )
     return folders
-
-
-def check_settings(frames, settings):
-    """Write the settings into a new `frames` folder, or refuse those that differ from its own."""
-    path = frames / "extraction.json"
-    with locked(frames / LOCK, LOCK_SECONDS):  # two first runs may differ
-        if not path.exists():
-            write_text(path, json.dumps(settings, indent=2) + "\n")
-            return
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        sys.exit(f"extract_frames.py: {path}: damaged; delete the folder and extract again")
-    if earlier != settings:
-        sys.exit(
-            f"extract_frames.py: {frames} was extracted with {earlier}, not {settings}; give the "
-            "earlier settings, another --frames, or delete the folder"
-        )
 
 
 def write_frame(folder, index, frame, quality):
