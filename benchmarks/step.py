@@ -108,7 +108,7 @@ def main():
         labels = [i % args.batch // 4 for i in range(len(np.load(path, mmap_mode="r")))]
         data = argparse.Namespace(
             names=[str(i) for i in range(len(labels))], labels=labels, clip_frames=args.clip_frames,
-            frame_size=shape[2:],
+            frame_size=shape[2:], extraction=None,
         )  # fmt: skip
         cache = CachedClips(data, path, "device", device)
     fixed = cache.__getitems__(list(range(args.batch)))
