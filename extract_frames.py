@@ -8,7 +8,6 @@ extracted. Beside the frames, video.json records the video's size and time and t
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -21,11 +20,10 @@ import cv2
 
 from utils.config import new_parser, positive_float, positive_int, processors, whole_number
 from utils.errors import DISK_ERRORS, UserError, one_line
-from utils.files import locked, write_failures, write_text
+from utils.files import write_failures
 from utils.frame_folders import (
-    LOCK,
-    LOCK_SECONDS,
     add_record,
+    check_settings,
     describe,
     find_state,
     partial_folder,
@@ -33,7 +31,7 @@ from utils.frame_folders import (
     set_aside,
 )
 from utils.streams import progress, safe_streams
-from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, read_video
+from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, sample_video
 from utils.workers import run_each
 
 # How the last line counts the videos that were extracted anew, by the states of `find_state`.
@@ -46,7 +44,7 @@ def build_parser():
     add("--videos", required=True, type=Path, help="folder of class folders of videos")
     add("--frames", required=True, type=Path, help="folder for the frame folders; made if absent")
     add("--num-frames", type=whole_number, default=32,
-        help="frames a video, spread evenly; shorter videos repeat frames; 0 keeps every frame. "
+        help="frames per video, spread evenly; shorter videos repeat frames; 0 keeps every frame. "
         "Take at least twice --clip-frames of train.py, which jitters between them")  # fmt: skip
     add("--size", type=positive_int, nargs=2, default=[128, 171], metavar=("HEIGHT", "WIDTH"),
         help="pixels; 128 171 suits the usual 112 crop. Where the action fills the whole frame, "
@@ -128,31 +126,13 @@ def plan_folders(videos, frames):
     return folders
 
 
-def check_settings(frames, settings):
-    """Write the settings into a new `frames` folder, or refuse those that differ from its own."""
-    path = frames / "extraction.json"
-    with locked(frames / LOCK, LOCK_SECONDS):  # two first runs may differ
-        if not path.exists():
-            write_text(path, json.dumps(settings, indent=2) + "\n")
-            return
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        sys.exit(f"extract_frames.py: {path}: damaged; delete the folder and extract again")
-    if earlier != settings:
-        sys.exit(
-            f"extract_frames.py: {frames} was extracted with {earlier}, not {settings}; give the "
-            "earlier settings, another --frames, or delete the folder"
-        )
-
-
 def write_frame(folder, index, frame, quality):
     """Write one (H, W, 3) RGB frame as <folder>/<index>.jpg."""
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
     encoded, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise VideoError(f"frame {index} cannot be encoded as JPEG")
-    (folder / f"{index:06d}.jpg").write_bytes(jpeg.tobytes())
+    (folder / f"{index:06d}.jpg").write_bytes(jpeg)
 
 
 def extract_video(job, settings):
@@ -172,7 +152,7 @@ def extract_video(job, settings):
             return False, None
         aside.mkdir(parents=True)
         source = describe(video)  # before decoding: what is replaced meanwhile is found next time
-        frames = read_video(video, num_frames, size) if num_frames else iterate_video(video, size)
+        frames = sample_video(video, num_frames, size) if num_frames else iterate_video(video, size)
         for index, frame in enumerate(frames):
             write_frame(aside, index, frame, quality)
         publish(aside, folder, {**source, "frames": index + 1})

@@ -7,7 +7,7 @@ r"""Write train.txt, val.txt, test.txt (lines `video_frames_path class_id`) and 
     python make_splits.py --dataset folder --frames data/mine/frames --output data/mine/splits
 
 Validation videos are taken from the training ones in whole groups (videos cut from one recording),
-because a random split puts near-copies on both sides.
+because near-duplicates leak between random splits.
 """
 
 import argparse
@@ -206,13 +206,27 @@ def leave_out_missing(splits, args):
              for videos in splits.values() for v in videos}  # fmt: skip
     bad = {name: flaw for name, flaw in flaws.items() if flaw}
     if bad:
-        print(f"{len(bad)} videos have no complete frame folder under {args.frames}:")
+        print(
+            f"{len(bad)} of {len(flaws)} videos have no complete frame folder under {args.frames}:"
+        )
         print("\n".join(f"  {printable(name)}: {bad[name]}" for name in sorted(bad)[:20]))
         if len(bad) > 20:
             print(f"  ... and {len(bad) - 20} more")
         if not args.allow_missing:
             sys.exit(f"make_splits.py: {advise(args.frames)}")
-    return {part: [v for v in videos if v.name not in bad] for part, videos in splits.items()}
+    kept = {part: [v for v in videos if v.name not in bad] for part, videos in splits.items()}
+    if splits["train"] and not kept["train"]:
+        raise AnnotationError(f"no training video has a frame folder under --frames {args.frames}")
+    return kept
+
+
+def note_lost_classes(classes, splits):
+    """Say which test videos can find nothing, since no video of their class is left to train."""
+    trained = {video.label for video in splits["train"]}
+    lost = sum(video.label not in trained for video in splits["test"])
+    if len(trained) < len(classes):
+        print(f"note: {len(classes) - len(trained)} of {len(classes)} classes have no training "
+              f"video, so {lost} test videos have nothing relevant to find")  # fmt: skip
 
 
 def advise(frames):
@@ -221,16 +235,19 @@ def advise(frames):
     reasons = f" ({failed} there says which videos failed and why)" if failed else ""
     return (
         f"rerun extract_frames.py with --frames {frames}, which extracts missing and incomplete "
-        f"videos{reasons}, or leave them out with --allow-missing"
+        f"videos{reasons}; to go on without them, add --allow-missing"
     )
 
 
 def prove_disjoint(splits):
-    """Exit if a video stands twice or a group is on both sides of what this script divided."""
+    """Exit if a video is listed twice, or a group of validation is in another list too.
+
+    Returns the groups that the official lists have in train and test.
+    """
     names = Counter(video.name for videos in splits.values() for video in videos)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        sys.exit(f"make_splits.py: {len(twice)} videos stand twice, the first is {twice[0]}")
+        sys.exit(f"make_splits.py: {len(twice)} videos are listed twice, the first is {twice[0]}")
     groups = {part: {video.group for video in videos} for part, videos in splits.items()}
     shared = groups["val"] & (groups["train"] | groups["test"])
     if shared:
@@ -264,9 +281,10 @@ def main(args):
         print(f"note: the official lists have {len(shared)} groups in train and test: {shared[0]}")
     else:
         print(f"{len(classes)} classes; no video and no group is in two lists")
+    note_lost_classes(classes, splits)
     if args.dataset == "folder" and args.group_pattern is None:
         print("note: every video is its own group; if several come from one recording, give "
-              "--group-pattern, or near-copies leak between the lists")  # fmt: skip
+              "--group-pattern, or near-duplicates leak between the lists")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Videos a second of extract_frames.py beside the usual ways, one process and one thread each.
+"""Videos per second of extract_frames.py beside the usual ways, one process and one thread each.
 
     python -m benchmarks.extract --videos FOLDER     # <FOLDER>/<class>/<video>
     python -m benchmarks.extract                     # draws 40 small videos first
@@ -9,15 +9,21 @@
 - OpenCV, one pass: holds every frame as BGR, large ones resized, as these scripts once did.
 - ours: extract_frames.py.
 
-All but the first write 32 JPEGs of 128x171 a video. The time of a video is the least of the runs.
+All but the first write 32 JPEGs of 128x171 per video. Ways alternate, each run in a process of its
+own as in the scripts: how a process allocates memory depends on what it did before. The time is
+the median of the runs in CPU seconds, user and system, so that other jobs matter little.
+
+Files stay until the end, and TMPDIR=/dev/shm leaves the disk out: ext4 avoids inodes that were
+freed less than a minute ago, and the search for others can take longer than the JPEGs.
 """
 
 import argparse
+import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import av
@@ -57,19 +63,21 @@ def opencv_two_passes(video, folder):
 
 
 def resize(frame):
-    return cv2.resize(frame, (171, 128), interpolation=cv2.INTER_AREA)
+    frame = cv2.resize(frame, (171, 128), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 def opencv_one_pass(video, folder):
     capture, frames = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG), []
     while capture.grab():
+        capture.get(cv2.CAP_PROP_POS_MSEC)
         frame = capture.retrieve()[1]
         frames.append(resize(frame) if frame.nbytes > 600_000 else frame)  # bounds the memory
+    chosen = [frames[position] for position in even_positions(len(frames), 32)]
+    clip = np.stack([frame if frame.shape[0] == 128 else resize(frame) for frame in chosen])
     folder.mkdir(parents=True)
-    for index, position in enumerate(even_positions(len(frames), 32)):
-        frame = frames[position]
-        frame = frame if frame.shape[0] == 128 else resize(frame)
-        write_frame(folder, index, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), SETTINGS["quality"])
+    for index, frame in enumerate(clip):
+        write_frame(folder, index, frame, SETTINGS["quality"])
 
 
 def ours(video, folder):
@@ -79,26 +87,35 @@ def ours(video, folder):
         raise SystemExit(f"{video}: {reason}")
 
 
-def time_ways(ways, videos, runs):
-    """Seconds of all videos by each way: {way: the sum over videos of the least of the runs}."""
-    seconds = {way: 0.0 for way in ways}
-    for video in videos:
-        least = dict.fromkeys(ways, float("inf"))
-        for _ in range(runs):
-            for way in ways:
-                with tempfile.TemporaryDirectory() as folder:
-                    started = time.perf_counter()
-                    way(video, Path(folder) / "frames")
-                    least[way] = min(least[way], time.perf_counter() - started)
+def cpu_seconds():
+    """CPU time of this process and of the programs that it has run."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def time_way(way, videos, output):
+    """CPU seconds of all videos by one way, in a process that has done nothing else."""
+    started = cpu_seconds()
+    for number, video in enumerate(videos):
+        way(video, output / str(number))
+    return cpu_seconds() - started
+
+
+def time_ways(ways, videos, runs, output):
+    """{way: the median of its runs in CPU seconds}. output: folder for all that is written."""
+    seconds = {way: [] for way in ways}
+    for run in range(runs):
         for way in ways:
-            seconds[way] += least[way]
-    return seconds
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                job = way, videos, output / f"{run}-{way.__name__}"
+                seconds[way].append(pool.apply(time_way, job))
+    return {way: np.median(times) for way, times in seconds.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--videos", type=Path, help="folder of class folders of videos")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs (default 3)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs (default 5)")
     parser.add_argument("--every", type=int, default=1, help="only every n-th video (default 1)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
@@ -111,7 +128,7 @@ def main():
         videos = find_videos(args.videos)[:: args.every]
         print(f"PyAV {av.__version__}, OpenCV {cv2.__version__}, one process, {len(videos)} videos "
               f"of {args.videos.name}")  # fmt: skip
-        seconds = time_ways(ways, videos, args.runs)
+        seconds = time_ways(ways, videos, args.runs, Path(temporary) / "output")
     print(f"{'way':<18} {'videos/s':>9} {'ours is x times':>16}")
     for way, total in seconds.items():
         name = way.__name__.replace("_", " ")

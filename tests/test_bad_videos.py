@@ -193,11 +193,11 @@ def test_a_hanging_video_costs_its_time_limit_and_no_more(bad, tmp_path):
     script = (
         "import sys, time; sys.argv[0] = 'extract_frames.py'\n"
         "import extract_frames\n"
-        "whole = extract_frames.read_video\n"
+        "whole = extract_frames.sample_video\n"
         "def read(path, *rest):\n"
         "    while path.name == '1.avi': time.sleep(1)\n"
         "    return whole(path, *rest)\n"
-        "extract_frames.read_video = read\n"
+        "extract_frames.sample_video = read\n"
         "extract_frames.main(extract_frames.build_parser().parse_args())\n"
     )
     command = ["--videos", folder.parent, "--frames", tmp_path / "frames", *EXTRACT, "--timeout", 1]

@@ -122,10 +122,13 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="--allow-missing"):
         split(tmp_path, *flags)
     out = capsys.readouterr().out
-    assert "2 videos" in out and names[0] in out and names[-1] in out
+    assert "2 of 6 videos" in out and names[0] in out and names[-1] in out
     assert not (tmp_path / "splits").exists()
     lists, _ = split(tmp_path, *flags, "--allow-missing")
     assert [len(lists[p]) for p in ("train", "val", "test")] == [3, 0, 1]
+    flags[flags.index(frames)] = tmp_path / "elsewhere"
+    with pytest.raises(make_splits.AnnotationError, match="no training video has a frame folder"):
+        split(tmp_path, *flags, "--allow-missing")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The stream, the times and the limits of utils/video.py; pictures: test_video_colours.py."""
 
+import gc
 import subprocess
 import sys
 
@@ -143,6 +144,24 @@ def test_large_frames_are_held_within_the_limit(moving, monkeypatch):
     most.clear()
     told = [moment_of(picture) for picture in read_video(moving, 2, (576, 720))]
     assert max(most) < 4.5 * frame and np.abs(np.subtract(told, [5, 15])).max() <= 5
+
+
+def test_frames_are_freed_without_a_garbage_collection(moving):
+    """Frames in circles of references would pile up: 12 MB each from a 4K video."""
+    gc.collect()
+    gc.disable()
+    try:
+        alive = [count_frames() for _ in iterate_video(moving, (20, 24))]
+        assert len(alive) == 20 and max(alive) < 8
+        read_video(moving, 4, (20, 24))
+        assert count_frames() == 0
+    finally:
+        gc.enable()
+
+
+def count_frames():
+    """The decoded frames that are alive in this process."""
+    return sum(type(one) is av.VideoFrame for one in gc.get_objects())
 
 
 def test_a_frame_that_cannot_be_converted_is_a_failure_with_its_reason(moving, monkeypatch):

@@ -14,6 +14,7 @@ import av
 import cv2
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 from utils.errors import UserError
@@ -35,7 +36,8 @@ class Frame:
 
     def __init__(self, frame, pixel_aspect):
         self.frame, self.pixel_aspect = frame, pixel_aspect
-        self.nbytes = sum(plane.buffer_size for plane in frame.planes)
+        bits = frame.format.padded_bits_per_pixel  # asking each plane takes ten times as long
+        self.nbytes = frame.width * frame.height * bits // 8
 
 
 def converter(size):
@@ -105,7 +107,9 @@ def _orientation(frame):
     From the display matrix [a b u; c d v; x y w]: pixel (p, q) is shown at (a p + c q, b p + d q).
     """
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # Not frame.side_data: the two would refer to each other, and the frame's memory would stay
+        # until the next garbage collection.
+        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError:  # a kind of side data that PyAV does not know; flips are lost
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         return turns % 2 == 1, turns in (2, 3), turns in (1, 2)

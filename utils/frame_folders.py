@@ -1,8 +1,8 @@
-"""Frame folders: what each records of its video, and how runs write them without meeting.
+"""Frame folders: what each records of its video, and how runs write them side by side.
 
 A run writes every video into a folder of its own below <frames>/.partial and renames it to
 <frames>/<class>/<video>. The record video.json lies inside and is renamed with the frames, so that
-a frame folder and its record are both whole or both absent, whichever run is killed.
+a frame folder and its record are both complete or both absent, whichever run is killed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import locked
+from utils.files import locked, write_text
 
 RECORD = "video.json"
 PARTIAL = ".partial"
@@ -108,6 +108,24 @@ def add_record(video, folder, run):
 
 
 # ==== runs ====
+
+
+def check_settings(frames, settings):
+    """Write the settings into a new `frames` folder. UserError if it was extracted with others."""
+    path = frames / "extraction.json"
+    with locked(frames / LOCK, LOCK_SECONDS):  # two first runs may differ
+        if not path.exists():
+            write_text(path, json.dumps(settings, indent=2) + "\n")
+            return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; delete the folder and extract again") from error
+    if earlier != settings:
+        raise UserError(
+            f"{frames} was extracted with {earlier}, not {settings}; give the earlier settings, "
+            "another --frames, or delete the folder"
+        )
 
 
 @contextlib.contextmanager

@@ -38,7 +38,12 @@ def even_positions(available, wanted):
 
 
 def read_video(path, num_frames, size, start=0.0, end=float("inf")):
-    """`num_frames` frames spread evenly over a video: (num_frames, height, width, 3) uint8 RGB.
+    """The frames of `sample_video` as one array: (num_frames, height, width, 3) uint8 RGB."""
+    return np.stack(list(sample_video(path, num_frames, size, start, end)))
+
+
+def sample_video(path, num_frames, size, start=0.0, end=float("inf")):
+    """`num_frames` frames spread evenly over a video, each (height, width, 3) uint8 RGB, in turn.
 
     One decoding pass without knowing the length: candidates are kept at a stride, 1 at first, that
     doubles whenever they need more than MOST_HELD_BYTES (`_make_room`). So videos of 128x171 are
@@ -62,9 +67,8 @@ def read_video(path, num_frames, size, start=0.0, end=float("inf")):
                 kept, factor = _make_room(kept, convert, 2 * num_frames)
                 held = sum(candidate.nbytes for candidate in kept)
                 stride *= factor
-    wanted = np.round(even_positions(length, num_frames) / stride).astype(int)
-    chosen, inverse = np.unique(wanted.clip(max=len(kept) - 1), return_inverse=True)
-    return np.stack([convert(kept[position]) for position in chosen])[inverse]
+    for position in np.round(even_positions(length, num_frames) / stride).astype(int):
+        yield convert(kept[min(position, len(kept) - 1)])
 
 
 def iterate_video(path, size):
@@ -83,7 +87,7 @@ def _make_room(kept, convert, enough):
     """
     if convert(kept[-1]).nbytes < kept[-1].nbytes:
         kept = [convert(candidate) for candidate in kept]
-    if sum(either.nbytes for either in kept) <= MOST_HELD_BYTES // 2 or len(kept) < enough:
+    if sum(candidate.nbytes for candidate in kept) <= MOST_HELD_BYTES // 2 or len(kept) < enough:
         return kept, 1
     return kept[::2], 2
 
@@ -112,18 +116,18 @@ def _decode(path, start=0.0, end=float("inf")):
     those of `_timed`. start, end: seconds. Raises VideoError when nothing can be decoded, or the
     file is still being written.
     """
-    before, some = _stat(path), False
+    before, found = _stat(path), False
     with _open(path) as (container, stream):
         for seconds, frame in _timed(_frames(container, stream), stream):
             if seconds >= end:
                 break
             if seconds >= start:
-                some = True
+                found = True
                 yield Frame(frame, stream.sample_aspect_ratio or 1)
     after = _stat(path)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise VideoError("changed while it was read; run again when it is whole")
-    if not some:
+    if not found:
         raise VideoError(f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s")
 
 
@@ -195,17 +199,17 @@ def _codec(container, stream):
 
 
 def _frames(container, stream):
-    """The frames of a stream that can be decoded; damaged packets are passed over.
+    """The frames of a stream that can be decoded; damaged packets are skipped.
 
     Raises VideoError with FFmpeg's last reason when there are none.
     """
-    some, reason = False, "there is none"
+    found, reason = False, "there is none"
 
     def packets():
         try:
-            yield from container.demux(stream)  # its last packet is empty: the decoder's rest
+            yield from container.demux(stream)  # the last one is empty and flushes the decoder
         except av.FFmpegError:
-            yield None  # cut short; the decoder's rest all the same
+            yield None  # cut short; flush the decoder all the same
 
     for packet in packets():
         try:
@@ -215,7 +219,7 @@ def _frames(container, stream):
             if error.errno == errno.EINVAL:  # which says no more than this
                 reason += f", or frames of more than {MOST_PIXELS:,} pixels"
             continue
-        some = some or bool(frames)
+        found = found or bool(frames)
         yield from frames
-    if not some:
+    if not found:
         raise VideoError(f"no frame could be decoded ({stream.codec_context.name}): {reason}")
