@@ -46,8 +46,12 @@ def start(device=None):
         _refuse_separate_tasks()
     elif not dist.is_initialized():
         on_gpu = device.type == "cuda"
+        store, rank, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # Under torchrun --max-restarts one store serves all attempts, with addresses of the dead.
+        store = dist.PrefixStore(_attempt(), store)
+        options = {"store": store, "rank": rank, "world_size": count, "timeout": TIMEOUT}
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=device if on_gpu else None
+            "nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, **options
         )
         _cpu_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu else None
         _watcher = threading.Thread(target=_watch, args=(_connect(),), daemon=True)
@@ -147,9 +151,14 @@ def _connect():
     return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=20))
 
 
+def _attempt():
+    """The name of this start of the processes, which torchrun --max-restarts counts."""
+    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
 def _failure_key():
-    """Where a failure is told; torchrun --max-restarts may keep one store for all attempts."""
-    return f"failure of attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    """Where a failure is told."""
+    return f"failure of {_attempt()}"
 
 
 def _watch(store):
