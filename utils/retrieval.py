@@ -16,8 +16,8 @@ def move(model, device):
 def build_encoder(model, transform, device, amp=True):
     """Prepare a network for inference, as validation, test.py and search.py all use it.
 
-    model: clips (B, 3, T, H, W) -> (B, K); moved to `device` and put in evaluation mode; training
-        again ends what this prepares.
+    model: clips (B, 3, T, H, W) -> (B, K). It is moved to `device` and put in evaluation mode, so
+    prepare it again after every training epoch.
     transform: from uint8 clips, on `device`, to the model's input. amp: mixed precision on GPUs.
     Returns a function: uint8 clips (B, T, H, W, 3) -> approximate codes (B, K) float32 on `device`.
     """
