@@ -18,10 +18,7 @@ from pathlib import Path
 
 import cv2
 
-from utils.config import new_parser, positive_float, positive_int, processors, whole_number
-from utils.errors import DISK_ERRORS, UserError, one_line
-from utils.files import write_failures
-from utils.frame_folders import (
+from datasets.frame_folders import (
     add_record,
     check_settings,
     describe,
@@ -30,9 +27,12 @@ from utils.frame_folders import (
     publish,
     set_aside,
 )
-from utils.streams import progress, safe_streams
-from utils.video import VIDEO_SUFFIXES, VideoError, iterate_video, sample_video
-from utils.workers import run_each
+from datasets.video import VIDEO_SUFFIXES, VideoError, iterate_video, sample_video
+from utils.config import new_parser, positive_float, positive_int, processors, whole_number
+from utils.errors import DISK_ERRORS, UserError, exit_on_user_error
+from utils.files import write_failures
+from utils.process_pool import run_jobs
+from utils.terminal import progress, safe_streams
 
 # How the last line counts the videos that were extracted anew, by the states of `find_state`.
 REASONS = {"changed": "changed", "incomplete": "incomplete", "unrecorded": "without a record"}
@@ -171,7 +171,7 @@ def extract_all(folders, run, settings, args):
     items = enumerate(folders.items())
     jobs = [(video, folder, run / str(number)) for number, (video, folder) in items]
     failures, extract = {}, partial(extract_video, settings=settings)
-    answers = run_each(extract, jobs, args.workers, args.timeout)
+    answers = run_jobs(extract, jobs, args.workers, args.timeout)
     with closing(answers), progress(None, "extracting", len(jobs), "video") as bar:
         for job, disk_fails, reason in answers:
             if disk_fails:
@@ -234,5 +234,5 @@ def main(args):
 if __name__ == "__main__":
     with safe_streams("extract_frames.py"):
         args = build_parser().parse_args()
-        with one_line("extract_frames.py", "--workers"):
+        with exit_on_user_error("extract_frames.py", "--workers"):
             main(args)

@@ -18,11 +18,11 @@ import sys
 from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
+from datasets.frame_folders import find_flaw
 from utils.config import fraction, new_parser
-from utils.errors import UserError, one_line
+from utils.errors import UserError, exit_on_user_error
 from utils.files import printable, write_text
-from utils.frame_folders import find_flaw
-from utils.streams import safe_streams
+from utils.terminal import safe_streams
 
 # name: path of the frame folder under the frames root. group: the videos that must stay together.
 Video = namedtuple("Video", "name label group")
@@ -290,5 +290,5 @@ def main(args):
 if __name__ == "__main__":
     with safe_streams("make_splits.py"):
         args = build_parser().parse_args()
-        with one_line("make_splits.py", "the number of videos"):
+        with exit_on_user_error("make_splits.py", "the number of videos"):
             main(args)

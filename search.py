@@ -17,14 +17,27 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
-from datasets import prepare
+from datasets.transforms import prepare
+from datasets.video import VideoError, find_videos, read_clip, read_video
 from models import build_model
-from utils import dist
+from reports.page import PREVIEW_HEIGHT, preview, write_page
+from retrieval.codes import binarize
+from retrieval.encode import build_encoder
+from retrieval.index import (
+    Index,
+    IndexFileError,
+    append,
+    journal_path,
+    known_videos,
+    plan,
+    write_index,
+)
+from utils import distributed
 from utils.checkpoint import CheckpointError, load_checkpoint
-from utils.codes import binarize
 from utils.config import (
     HelpFormatter,
     new_parser,
@@ -33,14 +46,10 @@ from utils.config import (
     positive_int,
     processors,
 )
-from utils.errors import UserError, one_line
-from utils.files import locked, printable, write_failures
-from utils.index import Index, IndexFileError, append, journal_path, known_videos, write_index
-from utils.library import plan, read_clip, read_preview
-from utils.page import write_page
-from utils.retrieval import build_encoder
-from utils.streams import progress, safe_streams
-from utils.workers import run_each
+from utils.errors import UserError, exit_on_user_error
+from utils.files import file_lock, printable, write_failures
+from utils.process_pool import run_jobs
+from utils.terminal import progress, safe_streams
 
 
 # fmt: off
@@ -83,6 +92,9 @@ def build_parser():
 # fmt: on
 
 
+PREVIEW_FRAMES = 8
+
+
 class Encoder:
     """A checkpoint ready to encode: its network, preprocessing and identity."""
 
@@ -95,7 +107,7 @@ class Encoder:
         model.load_state_dict(checkpoint["model"])
         transform = partial(prepare, preprocessing=self.preprocessing)
         self.encode = build_encoder(model, transform, args.device, args.amp)
-        self.facts = {  # what an index records of how it was encoded
+        self.metadata = {  # what an index records of how it was encoded
             "bits": checkpoint["network"]["bits"],
             "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
             "preprocessing": self.preprocessing,
@@ -128,7 +140,7 @@ def encode_videos(todo, root, encoder, journal, args):
         batch.clear()
 
     read = partial(read_clip, preprocessing=encoder.preprocessing)
-    clips = run_each(read, records, args.workers, args.timeout)
+    clips = run_jobs(read, records, args.workers, args.timeout)
     for path, clip, failure in progress(clips, "indexing", len(records), "video",
                                         is_shown=bool(records)):  # fmt: skip
         if failure is not None:
@@ -146,24 +158,24 @@ def index_videos(args):
     """Make or update an index. Returns the exit status."""
     encoder = Encoder(args.checkpoint, args)
     plans = None
-    if dist.is_main():  # alone, since other processes may already add to their journals
-        known = known_videos(args.output, encoder.facts)
-        plans = plan(args.videos, known)
+    if distributed.is_main():  # alone, since other processes may already add to their journals
+        known = known_videos(args.output, encoder.metadata)
+        plans = plan(args.videos, find_videos(args.videos), known)
         args.output.mkdir(parents=True, exist_ok=True)
-    kept, todo = dist.gather(plans)[0]
-    path = journal_path(args.output, encoder.facts, dist.rank())
+    kept, todo = distributed.gather(plans)[0]
+    path = journal_path(args.output, encoder.metadata, distributed.rank())
     with open(path, "a", encoding="ascii") as journal:
-        own = todo[dist.rank() :: dist.ranks()]
-        parts = dist.gather(encode_videos(own, args.videos, encoder, journal, args))
-    if not dist.is_main():
+        own = todo[distributed.rank() :: distributed.world_size()]
+        parts = distributed.gather(encode_videos(own, args.videos, encoder, journal, args))
+    if not distributed.is_main():
         return 0
     encoded = [record for records, _ in parts for record in records]
     failures = {path: reason for _, part in parts for path, reason in part.items()}
     write_failures(args.output / "failures.csv", failures)
     if not kept + encoded:
         raise IndexFileError(f"no video could be read; see {args.output / 'failures.csv'}")
-    facts = {**encoder.facts, "checkpoint": os.path.abspath(args.checkpoint)}
-    write_index(args.output, {**facts, "videos": os.path.abspath(args.videos)}, kept + encoded)
+    metadata = {**encoder.metadata, "checkpoint": os.path.abspath(args.checkpoint)}
+    write_index(args.output, {**metadata, "videos": os.path.abspath(args.videos)}, kept + encoded)
     dropped = len(known.keys() - {record["path"] for record in kept + todo})
     print(f"{len(kept + encoded)} videos in {args.output}: {len(encoded)} encoded, {len(kept)} "
           f"already there, {dropped} no longer there, {len(failures)} failed")  # fmt: skip
@@ -189,7 +201,7 @@ def search(index, path, values, args):
     found = {}  # row -> what is printed
     for row, bits in zip(rows.tolist(), distances.tolist(), strict=True):
         video = index.video(row)
-        place = os.path.join(index.facts["videos"], video["path"])
+        place = os.path.join(index.metadata["videos"], video["path"])
         nearby = os.path.relpath(place)
         place = place if nearby.startswith("..") else nearby
         if not (args.exclude_query and is_same_file(path, place)):
@@ -211,13 +223,23 @@ def print_results(searches):
             print(f"{r['rank']:>4}  {r['distance']:>4}  {kind:<{width}}  {printable(r['path'])}")
 
 
+def read_preview(path, start=0.0, end=float("inf")):
+    """(data URI, None) of a video, or (None, reason). Runs in a worker process."""
+    cv2.setNumThreads(1)
+    try:
+        size = (PREVIEW_HEIGHT, None)  # of the shape that a player shows
+        return preview(read_video(path, PREVIEW_FRAMES, size, start, end)), None
+    except (VideoError, cv2.error) as error:
+        return None, str(error)
+
+
 def write_html(path, searches, args):
     """The page with previews read from the videos; one that has gone has none."""
     read = partial(read_preview, start=args.start, end=args.end)
     queries = [found["path"] for found in searches]
     others = {result["path"] for found in searches for result in found["results"]}
-    uris = {job: uri for job, uri, _ in run_each(read, queries, args.workers, args.timeout)}
-    previews = run_each(read_preview, sorted(others), args.workers, args.timeout)
+    uris = {job: uri for job, uri, _ in run_jobs(read, queries, args.workers, args.timeout)}
+    previews = run_jobs(read_preview, sorted(others), args.workers, args.timeout)
     previews = progress(previews, "previews", len(others), "video", leave=False)
     found_uris = {job: uri for job, uri, _ in previews}
     shown = []
@@ -232,14 +254,14 @@ def query_videos(args):
     if args.start >= args.end:
         raise UserError(f"--start {args.start:g} is not before --end {args.end:g}")
     index = Index(args.index)
-    encoder = Encoder(args.checkpoint or index.facts["checkpoint"], args)
-    if any(index.facts[key] != value for key, value in encoder.facts.items()):
+    encoder = Encoder(args.checkpoint or index.metadata["checkpoint"], args)
+    if any(index.metadata[key] != value for key, value in encoder.metadata.items()):
         raise IndexFileError(
             f"{args.index}: made with another checkpoint (SHA-256 "
-            f"{index.facts['checkpoint_sha256'][:12]}…); give that as --checkpoint, or index again"
+            f"{index.metadata['checkpoint_sha256'][:12]}…); give it as --checkpoint"
         )
     read = partial(read_clip, preprocessing=encoder.preprocessing, start=args.start, end=args.end)
-    clips = run_each(read, dict.fromkeys(args.video), args.workers, args.timeout)
+    clips = run_jobs(read, dict.fromkeys(args.video), args.workers, args.timeout)
     codes, failed = {}, False
     while chunk := list(islice(clips, args.batch_size)):
         for path, _, failure in chunk:
@@ -265,17 +287,17 @@ def query_videos(args):
 
 
 def main(args):
-    args.device = dist.start(args.device)
+    args.device = distributed.start(args.device)
     if args.command == "query":
         return query_videos(args)
     lock = args.output.absolute().with_name(f".{args.output.absolute().name}.lock")
-    with locked(lock) if dist.is_main() else contextlib.nullcontext():
+    with file_lock(lock) if distributed.is_main() else contextlib.nullcontext():
         return index_videos(args)
 
 
 if __name__ == "__main__":
     with safe_streams("search.py"):
         args = build_parser().parse_args()
-        with dist.together(), one_line("search.py", "--batch-size"):
+        with distributed.together(), exit_on_user_error("search.py", "--batch-size"):
             status = main(args)
         sys.exit(status)

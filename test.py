@@ -17,33 +17,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets import (
-    ClipLoader,
-    FrameFolders,
-    SplitError,
-    check_disjoint,
-    even_frames,
-    list_frames,
-    prepare,
-    read_classes,
-    read_frame,
-    read_split,
-)
+from datasets.frames import FrameDataset, even_positions, list_frames, read_frame
+from datasets.loaders import ClipLoader
+from datasets.splits import SplitError, check_disjoint, read_classes, read_split
+from datasets.transforms import prepare
 from models import build_model
-from utils import dist
+from reports.figures import plot_precision_at, plot_precision_recall, save_retrieval_picture
+from reports.page import preview, write_page
+from reports.projector import write_projector
+from reports.table import format_report
+from retrieval.codes import binarize, load_codes, save_codes
+from retrieval.encode import build_encoder, encode, nearest
+from retrieval.metrics import evaluate
+from utils import distributed
 from utils.checkpoint import load_checkpoint
-from utils.codes import binarize, load_codes, save_codes
 from utils.config import new_parser, positive_int, whole_number
-from utils.errors import UserError, one_line
+from utils.errors import UserError, exit_on_user_error
 from utils.files import write_text
-from utils.metrics import evaluate
-from utils.page import preview, write_page
-from utils.picture import save_retrieval_picture
-from utils.plots import plot_precision_at, plot_precision_recall
-from utils.projector import write_projector
-from utils.report import format_report
-from utils.retrieval import build_encoder, encode, nearest
-from utils.streams import progress, safe_streams
+from utils.terminal import progress, safe_streams
 
 
 # fmt: off
@@ -79,13 +70,13 @@ def build_parser():
 
 
 def load_sets(args, checkpoint):
-    """(query FrameFolders, database FrameFolders): the test and the training list."""
+    """(query FrameDataset, database FrameDataset): the test and the training list."""
     settings = checkpoint["settings"]
     frames, splits = args.frames or settings["frames"], Path(args.splits or settings["splits"])
     if read_classes(splits) != checkpoint["classes"]:
         raise SplitError(f"{splits}/classes.txt: not the classes that the network was trained on")
     sets = [
-        FrameFolders(
+        FrameDataset(
             *read_split(splits / f"{part}.txt", len(checkpoint["classes"])),
             frames,
             checkpoint["preprocessing"]["clip_frames"],
@@ -131,7 +122,7 @@ def check_as_trained(checkpoint, queries, database, splits):
     extraction = checkpoint.get("data", {}).get("extraction")
     if extraction and queries.extraction != extraction:
         warnings.append(f"{queries.root}: extracted with {queries.extraction}, not {extraction}")
-    for warning in warnings if dist.is_main() else ():
+    for warning in warnings if distributed.is_main() else ():
         tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 
@@ -141,10 +132,10 @@ def encode_sets(model, sets, checkpoint, args):
     encoder = build_encoder(model, transform, args.device, args.amp)
     codes = []
     for part, name in zip(sets, ("queries", "database"), strict=True):
-        share = range(dist.rank(), len(part), dist.ranks())
+        share = range(distributed.rank(), len(part), distributed.world_size())
         loader = ClipLoader(part, args.workers, batch_size=args.batch_size, sampler=share)
         rows = encode(encoder, loader, name)
-        codes.append(dist.gather_shares(rows, len(part)))
+        codes.append(distributed.gather_rows(rows, len(part)))
     return codes
 
 
@@ -183,7 +174,7 @@ def write_results_page(results, queries, database, classes, scores, path):
     """retrieval.html: the same as moving previews, with the mAP of each class."""
 
     def describe(data, index):
-        frames = data.read(index, partial(even_frames, wanted=8))
+        frames = data.read(index, partial(even_positions, wanted=8))
         label = classes[data.labels[index]]
         return {"path": data.names[index], "class": label, "preview": preview(frames)}
 
@@ -236,7 +227,7 @@ def measure_checkpoint(path, output, args):
         per_class = metrics["map_per_class"]
         metrics["map_per_class"] = {checkpoint["classes"][int(c)]: per_class[c] for c in per_class}
         results.append((what, metrics))
-    if not dist.is_main():
+    if not distributed.is_main():
         return results
     save_codes(
         output / "codes.npz",
@@ -273,7 +264,7 @@ def short_names(paths):
 
 def main(args):
     # ==== where ====
-    args.device = dist.start(args.device)
+    args.device = distributed.start(args.device)
     files = args.checkpoint + args.codes
     is_single = len(files) == 1
     beside = Path(args.checkpoint[0]).parent / "test" if is_single and args.checkpoint else None
@@ -289,9 +280,9 @@ def main(args):
             *others, (_, metrics) = measure_checkpoint(path, own, args)
             reports |= {f"{name} {what}": other for what, other in others}
             reports[name] = metrics
-        if dist.is_main():
+        if distributed.is_main():
             write_text(own / "metrics.json", json.dumps(reports[name], indent=2) + "\n")
-    if not dist.is_main():
+    if not distributed.is_main():
         return
 
     # ==== report ====
@@ -309,5 +300,5 @@ if __name__ == "__main__":
         args = parser.parse_args()
         if not args.checkpoint + args.codes:
             parser.error("give --checkpoint or --codes")
-        with dist.together(), one_line("test.py", "--batch-size"):
+        with distributed.together(), exit_on_user_error("test.py", "--batch-size"):
             main(args)

@@ -22,24 +22,19 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from datasets import (
-    PLACES,
-    CachedClips,
-    FrameFolders,
-    SplitError,
-    augment,
-    build_cache,
-    build_loaders,
-    check_disjoint,
-    prepare,
-    read_classes,
-    read_split,
-)
+from datasets.cache import CACHE_LOCATIONS, CachedDataset, build_cache
+from datasets.frames import FrameDataset
+from datasets.loaders import build_loaders
+from datasets.splits import SplitError, check_disjoint, read_classes, read_split
+from datasets.transforms import augment, prepare
 from losses import DISTANCES, MINING
 from models import BACKBONES, build_network
-from utils import dist
-from utils.checkpoint import NotFiniteError, Training, save_checkpoint
-from utils.codes import binarize
+from reports.figures import precision_at_figure, precision_recall_figure
+from retrieval.codes import binarize
+from retrieval.encode import build_encoder, encode
+from retrieval.metrics import evaluate
+from utils import distributed
+from utils.checkpoint import CheckpointTimer, NotFiniteError, TrainState, save_checkpoint
 from utils.config import (
     folder_name,
     fraction,
@@ -54,19 +49,12 @@ from utils.config import (
     two_or_more,
     whole_number,
 )
-from utils.errors import UserError, one_line
-from utils.files import locked, write_text
-from utils.interrupt import CheckpointTimer
-from utils.log import RunLog, log_environment
-from utils.metrics import evaluate
-from utils.optimisation import (
-    build_optimizer,
-    build_scheduler,
-    make_deterministic,
-    mixed_precision,
-)
-from utils.retrieval import build_encoder, encode, move
-from utils.streams import progress, safe_streams
+from utils.device import make_deterministic, mixed_precision, to_device
+from utils.errors import UserError, exit_on_user_error
+from utils.files import file_lock, write_text
+from utils.optim import build_optimizer, build_scheduler
+from utils.run_log import RunLog, log_environment
+from utils.terminal import progress, safe_streams
 
 # These may differ when a run is resumed: they do not change what is learnt.
 FREE_SETTINGS = {
@@ -84,7 +72,7 @@ CHECK_EVERY = 20  # steps between looks at the loss: each waits for the GPU
 
 
 class TrainingError(UserError):
-    """Training cannot go on; the message says what to change."""
+    """TrainState cannot go on; the message says what to change."""
 
 
 # fmt: off
@@ -101,7 +89,7 @@ def build_parser():
     add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: cuda where there is one")
     add("--workers", type=whole_number, default=min(8, processors()),
         help="processes that read frames, for each process that trains")
-    add("--cache", choices=PLACES, default="none",
+    add("--cache", choices=CACHE_LOCATIONS, default="none",
         help="decode all clips once and keep them: in a file, in memory, or on the GPU")
     add("--cache-frames", type=positive_int, default=32, help="frames kept of each video")
     add("--cache-folder", help="folder of cache files; .cache in --frames when not given")
@@ -159,7 +147,7 @@ def build_parser():
     add("--classes-per-batch", type=two_or_more, default=8, help="P, 2 or more")
     add("--clips-per-class", type=two_or_more, default=4, help="K, 2 or more; a batch is P x K")
 
-    add = parser.add_argument_group("optimisation").add_argument
+    add = parser.add_argument_group("optim").add_argument
     add("--epochs", type=positive_int, default=100, help="times through the training list")
     add("--optimizer", choices=("sgd", "adamw"), default="sgd", help="sgd has Nesterov momentum")
     add("--lr", type=positive_float, default=0.01,
@@ -221,18 +209,18 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
     started, seen, rates = time.perf_counter(), 0, {}
     for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
         step = training.epoch * batches + training.batch
-        seed = (args.seed * 1_000_003 + step) * dist.ranks() + dist.rank()
+        seed = (args.seed * 1_000_003 + step) * distributed.world_size() + distributed.rank()
         torch.manual_seed(2**63 + seed)  # for dropout
         generator.manual_seed(seed)  # for augmentation, another stream of random numbers
         clips = to_input(clips.to(device, non_blocking=True), generator=generator)
         with torch.autocast(device.type, precision, enabled=precision is not None):
             codes = network(clips)  # (B, K) in (-1, 1)
         labels = labels.to(loss_device, non_blocking=True)
-        codes, labels = dist.gather_batch(codes.float().to(loss_device), labels)
+        codes, labels = distributed.gather_batch(codes.float().to(loss_device), labels)
         loss, stats = criterion(codes, labels)
 
         training.optimizer.zero_grad(set_to_none=True)
-        training.scaler.scale(loss * dist.ranks()).backward()
+        training.scaler.scale(loss * distributed.world_size()).backward()
         training.scaler.unscale_(training.optimizer)
         if args.clip_gradient:
             torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip_gradient)
@@ -240,7 +228,7 @@ def train_one_epoch(training, network, loader, to_input, criterion, args, after_
         training.scaler.update()
         rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
         training.scheduler.step()
-        dist.average_statistics(network)
+        distributed.average_statistics(network)
 
         magnitude, spread = codes.detach().abs().mean(), codes.detach().std(dim=0).mean()
         totals += torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude, spread])
@@ -268,7 +256,7 @@ def validate(model, loaders, to_input, device, amp):
     codes, labels = [], []
     for loader in loaders:
         rows = encode(encoder, loader, "validating")
-        codes.append(binarize(dist.gather_shares(rows, len(loader.dataset))))
+        codes.append(binarize(distributed.gather_rows(rows, len(loader.dataset))))
         labels.append(torch.tensor(loader.dataset.labels))
     return evaluate(codes[0], labels[0], codes[1], labels[1])
 
@@ -294,7 +282,7 @@ def open_sets(args, device):
     sets = []
     for part in ("train", "val"):
         names, labels = read_split(splits / f"{part}.txt", len(classes))
-        data = FrameFolders(names, labels, args.frames, args.clip_frames)
+        data = FrameDataset(names, labels, args.frames, args.clip_frames)
         stored = data.extracted if args.cache == "none" else args.cache_frames
         if stored and stored < args.clip_frames:
             where = "extract_frames.py --num-frames" if args.cache == "none" else "--cache-frames"
@@ -302,7 +290,7 @@ def open_sets(args, device):
         if names and args.cache != "none":
             folder = args.cache_folder or Path(args.frames) / ".cache"
             path = build_cache(data, args.cache_frames, folder, args.workers)
-            data = CachedClips(data, path, args.cache, device)
+            data = CachedDataset(data, path, args.cache, device)
         sets.append(data)
     if not len(sets[0]):
         raise SplitError(f"{splits}/train.txt: names no videos")
@@ -333,7 +321,7 @@ def build_transforms(args, frame_size, normalisation):
 def lock_run(args):
     """Keep other trainings out of the run folder; two would overwrite each other's checkpoints."""
     lock = Path(args.output) / ".lock"
-    with locked(lock) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+    with file_lock(lock) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
         yield
 
 
@@ -347,7 +335,7 @@ def describe_data(train_set, val_set, args):
         "frame size": list(train_set.frame_size[:2]),
         "extraction": train_set.extraction,
         "frames per video": args.cache_frames if is_cached else extraction["num_frames"],
-        "processes": dist.ranks(),
+        "processes": distributed.world_size(),
     }
 
 
@@ -357,7 +345,7 @@ def open_run(run, training, settings, data, args, device):
     Returns the RunLog on the main process, else None.
     """
     last, previous, best = (run / f"{name}.pt" for name in ("last", "previous", "best"))
-    if dist.is_main():
+    if distributed.is_main():
         for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
             path.unlink(missing_ok=True)  # else a new run could end with an old one's best
     if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
@@ -366,19 +354,21 @@ def open_run(run, training, settings, data, args, device):
             tell(f"{complaint}; going on from {previous} instead")
             last.unlink(missing_ok=True)  # or it would become the next previous.pt
         tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
-    if not dist.is_main():
+    if not distributed.is_main():
         return None
     log = RunLog(run, training.epoch)
     write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
-    log_environment(run / "environment.jsonl", device, dist.ranks())
+    log_environment(run / "environment.jsonl", device, distributed.world_size())
     return log
 
 
 def main(args):
     # ==== data ====
-    device = dist.start(args.device)
+    device = distributed.start(args.device)
     train_set, val_set, classes = open_sets(args, device)
-    train_loader, *eval_loaders = build_loaders(train_set, val_set, args, dist.rank(), dist.ranks())
+    train_loader, *eval_loaders = build_loaders(
+        train_set, val_set, args, distributed.rank(), distributed.world_size()
+    )
 
     # ==== network ====
     torch.manual_seed(args.seed)
@@ -392,8 +382,8 @@ def main(args):
     preprocessing, to_train_input, to_test_input = build_transforms(
         args, train_set.frame_size, normalisation
     )
-    move(model, device)
-    network = dist.data_parallel(model)
+    to_device(model, device)
+    network = distributed.data_parallel(model)
     network = torch.compile(network) if args.compile else network
 
     # ==== loss and optimiser ====
@@ -405,7 +395,7 @@ def main(args):
     scheduler = build_scheduler(optimizer, args, len(train_loader))
     half = mixed_precision(device, args.amp) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    training = Training(model, optimizer, scheduler, scaler)
+    training = TrainState(model, optimizer, scheduler, scaler)
 
     # ==== run folder ====
     run = Path(args.output)
@@ -430,7 +420,7 @@ def main(args):
     }
 
     def save(name, **more):
-        if dist.is_main():
+        if distributed.is_main():
             content = {**about, "epoch": training.epoch, "model": model.state_dict(), **more}
             save_checkpoint(run / name, content, run / "previous.pt" if name == "last.pt" else None)
 
@@ -441,8 +431,8 @@ def main(args):
             training.totals = tuple(totals.tolist())
             save("last.pt", training=state_of(training, step, args))
         if leave:
-            dist.barrier()  # the others must not leave while the first one saves
-            raise dist.Stopped(f"train.py: stopped after step {step}; {GOES_ON}")
+            distributed.barrier()  # the others must not leave while the first one saves
+            raise distributed.Stopped(f"train.py: stopped after step {step}; {GOES_ON}")
 
     # ==== loop ====
     batches = len(train_loader)
@@ -459,14 +449,20 @@ def main(args):
             try:
                 with timer.leaving_at_once():
                     metrics = validate(model, eval_loaders, to_test_input, device, args.amp)
-            except dist.Stopped:
+            except distributed.Stopped:
                 save("last.pt", training=state)
-                raise dist.Stopped(f"train.py: stopped before validation; {GOES_ON}") from None
+                raise distributed.Stopped(
+                    f"train.py: stopped before validation; {GOES_ON}"
+                ) from None
             record["val/map"] = metrics["map"]
             is_best = metrics["map"] >= training.best_map  # of equal ones the one trained longest
             training.best_map = max(training.best_map, metrics["map"])
             if log:
-                log.plot({"validation": metrics}, record["epoch"])
+                curves = {"validation": metrics}
+                log.add_figure(
+                    "val/precision_recall", precision_recall_figure(curves), record["epoch"]
+                )
+                log.add_figure("val/precision_at", precision_at_figure(curves), record["epoch"])
         training.epoch, training.batch, training.totals = training.epoch + 1, 0, ()
         if log:
             log.write(record)
@@ -481,7 +477,7 @@ def main(args):
 
 def tell(line):
     """Print from one process, above the progress bar."""
-    if dist.is_main():
+    if distributed.is_main():
         tqdm.write(line)
 
 
@@ -509,5 +505,5 @@ if __name__ == "__main__":
         else:
             torch.backends.cudnn.benchmark = True
         to_lower = "--classes-per-batch, --clip-frames, --size or --width"
-        with dist.together(), one_line("train.py", to_lower), lock_run(args):
+        with distributed.together(), exit_on_user_error("train.py", to_lower), lock_run(args):
             main(args)

@@ -1,4 +1,4 @@
-"""Time and memory of `utils.metrics.evaluate`, beside the evaluation that the field uses.
+"""Time and memory of `retrieval.metrics.evaluate`, beside the evaluation that the field uses.
 
     python -m benchmarks.evaluate --codes FILE.npz   # both on these codes, in one run
     python -m benchmarks.evaluate                    # both on random codes with planted classes
@@ -109,7 +109,7 @@ def peak_mib():
 
 def read_codes(path):
     """Codes and labels of an .npz file in the order that `evaluate` takes them."""
-    from utils.codes import load_codes
+    from retrieval.codes import load_codes
 
     codes = load_codes(path)
     keys = ("query_codes", "query_labels", "database_codes", "database_labels")
@@ -138,7 +138,7 @@ def field_arrays(query_codes, query_labels, database_codes, database_labels):
 
 
 def ours(query_codes, query_labels, database_codes, database_labels, top_r):
-    from utils.metrics import evaluate
+    from retrieval.metrics import evaluate
 
     metrics = evaluate(query_codes, query_labels, database_codes, database_labels, top_r=top_r)
     return metrics["map_at_r_found"]

@@ -31,8 +31,8 @@ import cv2
 import numpy as np
 
 from datasets.synthetic import make_dataset
+from datasets.video import even_positions
 from extract_frames import extract_video, find_videos, write_frame
-from utils.video import even_positions
 
 os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"  # read when a video is opened
 SETTINGS = {"num_frames": 32, "size": [128, 171], "quality": 95}

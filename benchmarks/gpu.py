@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_parts import FULL, PARTS, TINY
+from utils.device import mixed_precision
 from utils.files import write_text
-from utils.log import describe_environment
-from utils.optimisation import mixed_precision
+from utils.run_log import describe_environment
 
 UNMEASURED = "not measured"
 USABLE = 0.96  # of the minutes; the rest is for imports and for removing the data in the end

@@ -17,21 +17,18 @@ import torch
 
 from benchmarks import loss, step
 from benchmarks.evaluate import planted_codes
-from datasets import (
-    ClipLoader,
-    FrameFolders,
-    PKBatchSampler,
-    build_cache,
-    prepare,
-    read_classes,
-    read_split,
-)
+from datasets.cache import build_cache
+from datasets.frames import FrameDataset
+from datasets.loaders import ClipLoader
+from datasets.samplers import PKBatchSampler
+from datasets.splits import read_classes, read_split
+from datasets.transforms import prepare
 from models import build_model
+from retrieval.codes import binarize
+from retrieval.encode import build_encoder, encode
+from retrieval.metrics import evaluate
 from utils.checkpoint import load_checkpoint
-from utils.codes import binarize
-from utils.metrics import evaluate
-from utils.optimisation import mixed_precision
-from utils.retrieval import build_encoder, encode
+from utils.device import mixed_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = argparse.Namespace(
@@ -60,7 +57,7 @@ def measure_peak(settings):
 
 
 def measure_steps(settings, backbone):
-    """Training steps from one batch on the device, and from the cache there."""
+    """TrainState steps from one batch on the device, and from the cache there."""
     peak = settings.figures.get("peak", {}).get("flops_per_second")
     flops = 3 * step.forward_flops(backbone, settings)
     figures = {}
@@ -126,10 +123,10 @@ def draw_set(settings):
 
 
 def open_list(settings, kind):
-    """FrameFolders of a list of the rehearsal: "train", "val" or "test"."""
+    """FrameDataset of a list of the rehearsal: "train", "val" or "test"."""
     splits = settings.folder / "splits"
     names, labels = read_split(splits / f"{kind}.txt", len(read_classes(splits)))
-    return FrameFolders(names, labels, settings.folder / "frames", settings.clip_frames)
+    return FrameDataset(names, labels, settings.folder / "frames", settings.clip_frames)
 
 
 def fill_cache(settings):

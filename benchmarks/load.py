@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 import torch
 
-from datasets import CachedClips, FrameFolders, augment, build_cache
+from datasets.cache import CachedDataset, build_cache
+from datasets.frames import FrameDataset
+from datasets.transforms import augment
 
 KINETICS = {"mean": [0.43216, 0.394666, 0.37645], "std": [0.22803, 0.22145, 0.216989]}
 PREPROCESSING = {"size": 112, "crop": 0.875, "channels": "RGB", "range": 1.0, **KINETICS}
@@ -66,10 +68,10 @@ def main():
         draw_frames(root, args.videos, 128, 171)
         draw_frames(original, args.videos, 240, 320)
         names = sorted(folder.name for folder in root.iterdir())
-        data = FrameFolders(names, [0] * len(names), root, 16)
+        data = FrameDataset(names, [0] * len(names), root, 16)
         path = build_cache(data, 32, Path(temporary) / "cache", 1)
-        ram = CachedClips(data, path, "ram", torch.device("cpu"))
-        disk = CachedClips(data, path, "disk", torch.device("cpu"))
+        ram = CachedDataset(data, path, "ram", torch.device("cpu"))
+        disk = CachedDataset(data, path, "disk", torch.device("cpu"))
         batches = [
             [(i, i) for i in range(first, min(first + BATCH, len(names)))]
             for first in range(0, len(names), BATCH)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import cv2
 
-from datasets import even_frames
 from datasets.synthetic import class_names, render_clip
-from utils.workers import end_with_parent
+from datasets.video import even_positions
+from utils.process_pool import end_with_parent
 
 QUALITY = 95  # of JPEG, as extract_frames.py has it
 
@@ -32,7 +32,7 @@ def write_frames(job, root, frames, size):
     aside = folder.with_name(f".{folder.name}.partial")
     aside.mkdir(parents=True, exist_ok=True)
     clip = render_clip(name, scene_seed, clip_seed, side=max(size))
-    for number, position in enumerate(even_frames(len(clip), frames)):
+    for number, position in enumerate(even_positions(len(clip), frames)):
         frame = cv2.resize(clip[position], size[::-1], interpolation=cv2.INTER_AREA)
         _, jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         (aside / f"{number:06d}.jpg").write_bytes(jpeg.tobytes())

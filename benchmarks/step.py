@@ -1,4 +1,4 @@
-"""Training steps a second for each backbone, and the share of the device's peak they use.
+"""TrainState steps a second for each backbone, and the share of the device's peak they use.
 
     python -m benchmarks.step                               # a GPU, or a small setting on a CPU
     python -m benchmarks.step --size 112 --clip-frames 16 --batch 64 --width 1
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets import CachedClips, augment
+from datasets.cache import CachedDataset
+from datasets.transforms import augment
 from losses import batch_all_triplet_loss
 from models import BACKBONES, KINETICS, build_model
-from utils.optimisation import mixed_precision
+from utils.device import mixed_precision
 
 
 def seconds_of(function, device, runs, warm_ups=2):
@@ -97,7 +98,7 @@ def open_batches(args, device):
             names=[str(i) for i in range(len(labels))], labels=labels, clip_frames=args.clip_frames,
             frame_size=shape[2:], extraction=None,
         )  # fmt: skip
-        cache = CachedClips(data, path, "device", device)
+        cache = CachedDataset(data, path, "device", device)
     fixed = cache.__getitems__(list(range(args.batch)))
 
     def from_cache():

@@ -20,11 +20,12 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datasets.frames import SplitError, clip_request, even_frames
-from utils.files import locked
-from utils.streams import progress
+from datasets.frames import clip_request, even_positions
+from datasets.splits import SplitError
+from utils.files import file_lock
+from utils.terminal import progress
 
-PLACES = ("none", "disk", "ram", "device")
+CACHE_LOCATIONS = ("none", "disk", "ram", "device")
 
 
 def folder_state(folder):
@@ -63,7 +64,7 @@ def is_whole(path, shape):
 def build_cache(data, frames, folder, workers):
     """The path of the .npy file with `frames` evenly spaced frames of every video of `data`.
 
-    data: FrameFolders. folder: where caches are kept. Written aside and renamed; a whole file of
+    data: FrameDataset. folder: where caches are kept. Written aside and renamed; a whole file of
     the same key is used as it is, a damaged one is built again. Of several processes one builds and
     the others wait. Raises SplitError when the disk is too small.
     """
@@ -71,7 +72,7 @@ def build_cache(data, frames, folder, workers):
     shape = (len(data), frames, *data.frame_size)
     if is_whole(path, shape):
         return path
-    with locked(path.parent / ".lock", seconds=-1):
+    with file_lock(path.parent / ".lock", seconds=-1):
         if is_whole(path, shape):
             return path
         if path.exists():
@@ -118,7 +119,7 @@ def _fill(array, data, workers):
     """Decode every video of `data` into its row of `array` and flush that to the disk."""
 
     def decode(index):
-        array[index] = data.read(index, partial(even_frames, wanted=array.shape[1]))
+        array[index] = data.read(index, partial(even_positions, wanted=array.shape[1]))
 
     with ThreadPoolExecutor(workers or 1) as pool:  # OpenCV decodes outside Python's lock
         decoded = pool.map(decode, range(len(data)))
@@ -136,8 +137,8 @@ def _free_memory():
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
 
 
-class CachedClips(Dataset):
-    """The clips of FrameFolders out of a cache: items as there, but fetched a batch at a time.
+class CachedDataset(Dataset):
+    """The clips of FrameDataset out of a cache: items as there, but fetched a batch at a time.
 
     place: "disk" (memory-mapped; worker processes may read it), "ram" or "device". A batch is one
     gather from one array, so a DataLoader needs a collate_fn that changes nothing.

@@ -10,60 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils.errors import UserError
-from utils.frame_folders import recorded_frames
-
-
-class SplitError(UserError):
-    """A split list or a frame folder that cannot be used; the message is one line."""
-
-
-def read_split(path, num_classes):
-    """Read lines `video_frames_path class_id`; the last blank of a line separates the two.
-
-    num_classes: class ids are below it. Returns (names, labels): list of str, list of int. Raises
-    SplitError with the line's number, also where a video stands twice or leaves its root by "..".
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SplitError(f"{path}: no such list; make_splits.py writes it")
-    names, labels, lines = [], [], {}
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.rstrip().rpartition(" ")
-        if not name or not label.isascii() or not label.isdigit():
-            raise SplitError(f"{path}:{number}: expected 'video_frames_path class_id': {line!r}")
-        if int(label) >= num_classes:
-            raise SplitError(f"{path}:{number}: class id {label}, but ids end at {num_classes - 1}")
-        if ".." in Path(name).parts:
-            raise SplitError(f"{path}:{number}: leaves the folder of frames: {line!r}")
-        if name in lines:
-            raise SplitError(f"{path}:{number}: the video of line {lines[name]} again: {line!r}")
-        lines[name] = number
-        names.append(name)
-        labels.append(int(label))
-    return names, labels
-
-
-def check_disjoint(splits, names, other_names):
-    """Raise SplitError if two lists of the folder `splits` share a video."""
-    shared = set(names) & set(other_names)
-    if shared:
-        raise SplitError(
-            f"{splits}: {len(shared)} videos are in two of the lists, the first is "
-            f"{min(shared)!r}; are the lists of different folds?"
-        )
-
-
-def read_classes(splits):
-    """The class names of <splits>/classes.txt in the order of their ids: list of str."""
-    path = Path(splits) / "classes.txt"
-    if not path.is_file():
-        raise SplitError(f"{path}: no such file; make_splits.py writes it")
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    return [line.strip() for line in lines if line.strip()]
+from datasets.frame_folders import recorded_frames
+from datasets.splits import SplitError
+from datasets.video import even_positions
 
 
 def natural_key(name):
@@ -82,12 +31,7 @@ def list_frames(folder):
     return sorted(frames, key=lambda f: natural_key(f.name))
 
 
-def even_frames(available, wanted):
-    """The middle frame of each of `wanted` equal segments of `available` frames: (wanted,) int."""
-    return ((np.arange(wanted) + 0.5) * available / wanted).astype(int)
-
-
-def jittered_frames(available, wanted, rng):
+def jittered_positions(available, wanted, rng):
     """Evenly spaced frames that start at a random place: the same place within every segment.
 
     One draw a clip moves all its frames together, so that motion keeps its pace; a draw a frame
@@ -102,10 +46,10 @@ def clip_request(item, wanted):
     Returns (index, choose): `choose` turns a number of frames into the positions of `wanted`.
     """
     if not isinstance(item, tuple):
-        return item, partial(even_frames, wanted=wanted)
+        return item, partial(even_positions, wanted=wanted)
     index, seed = item
     rng = np.random.default_rng(seed)
-    return index, partial(jittered_frames, wanted=wanted, rng=rng)
+    return index, partial(jittered_positions, wanted=wanted, rng=rng)
 
 
 def read_frame(path):
@@ -143,7 +87,7 @@ def is_numbered(paths):
     return paths[-1].stem == f"{len(paths) - 1:06d}"
 
 
-class FrameFolders(Dataset):
+class FrameDataset(Dataset):
     """Clips of `clip_frames` frames from the folders that a split list names.
 
     An index alone gives the test-time clip, evenly spaced frames. A pair (index, seed) gives a

@@ -8,9 +8,9 @@ import threading
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.cache import CachedClips
+from datasets.cache import CachedDataset
 from datasets.samplers import PKBatchSampler, RandomBatchSampler
-from utils.workers import end_with_parent
+from utils.process_pool import end_with_parent
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -44,7 +44,7 @@ class ClipLoader(DataLoader):
     """
 
     def __init__(self, data, workers, keep_workers=False, **options):
-        place = data.place if isinstance(data, CachedClips) else "none"
+        place = data.place if isinstance(data, CachedDataset) else "none"
         workers = workers if place in ("none", "disk") else 0  # the others are in memory already
         super().__init__(
             data,

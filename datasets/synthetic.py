@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.streams import progress
+from utils.terminal import progress
 
 FRAMES = (32, 48)  # least and most frames a clip
 FPS = 25

@@ -1,7 +1,7 @@
 """Pretrained backbones: the file decides its own architecture and preprocessing, or is refused.
 
 A file is recognised by its keys alone. Every backbone key must be used and every parameter filled;
-only the classifier may be left over. Where the facts about each family come from stands beside it.
+only the classifier may be left over. The source of each family's layout is beside it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
-from utils.files import locked
+from utils.files import file_lock
 
 NAMES = {"r3d18_kinetics400": "R3D_18_Weights.KINETICS400_V1"}
 C3D_LAYERS = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b")
@@ -190,7 +190,7 @@ def _download(name):
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
         return path
-    with locked(path.parent / ".lock", seconds=-1):  # of several processes one downloads
+    with file_lock(path.parent / ".lock", seconds=-1):  # of several processes one downloads
         prefix = path.stem.rpartition("-")[2]
         try:
             if not path.exists():

@@ -18,15 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def precision(value):
-    from utils import optimisation
+    from utils import device as device_module
 
     dtype = getattr(torch, value)
-    optimisation.mixed_precision = lambda device, wanted: dtype if wanted else None
+    device_module.mixed_precision = lambda device, wanted: dtype if wanted else None
 
 
 def before_each_check(action):
     """Call `action` with the number of steps done, whenever train.py has done one."""
-    from utils.interrupt import CheckpointTimer
+    from utils.checkpoint import CheckpointTimer
 
     check = CheckpointTimer.check
 

@@ -14,9 +14,9 @@ from bad_videos import DECODED, codecs, make_all, write_every_encoder
 from conftest import EXTRACT, ROOT
 from test_search import index_command, query_command, write_checkpoint
 
-from utils.index import Index
-from utils.video import VideoError, iterate_video, read_video
-from utils.workers import run_each
+from datasets.video import VideoError, iterate_video, read_video
+from retrieval.index import Index
+from utils.process_pool import run_jobs
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_damaged_bytes_give_a_clip_or_a_reason(bad, data, tmp_path, inputs):
 
     answers = {"clip": 0, "reason": 0, "crash": 0, "hang": 0}
     started = time.monotonic()
-    for path, shape, failure in run_each(read_or_reason, write_inputs(), 2, seconds=20):
+    for path, shape, failure in run_jobs(read_or_reason, write_inputs(), 2, seconds=20):
         path.unlink()
         assert (shape is None) != (failure is None)
         assert shape in (None, (4, 20, 24, 3))

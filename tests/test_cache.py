@@ -8,7 +8,9 @@ import pytest
 import torch
 from test_frames import write_frames
 
-from datasets import CachedClips, FrameFolders, SplitError, build_cache
+from datasets.cache import CachedDataset, build_cache
+from datasets.frames import FrameDataset
+from datasets.splits import SplitError
 
 CPU = torch.device("cpu")
 
@@ -17,13 +19,13 @@ CPU = torch.device("cpu")
 def data(tmp_path):
     for number, name in enumerate(("a", "b", "c")):
         write_frames(tmp_path / name, range(number, number + 12))
-    return FrameFolders(["a", "b", "c"], [0, 1, 1], tmp_path, clip_frames=5)
+    return FrameDataset(["a", "b", "c"], [0, 1, 1], tmp_path, clip_frames=5)
 
 
 @pytest.mark.parametrize("place", ["disk", "ram", "device"])
 def test_cached_clips_are_those_of_the_frame_folders(data, tmp_path, place):
     path = build_cache(data, 12, tmp_path / "cache", workers=2)
-    cached = CachedClips(data, path, place, CPU)
+    cached = CachedDataset(data, path, place, CPU)
     items = [1, 0, (2, 77), (2, 78), (0, 77)]
     clips, labels = cached.__getitems__(items)
     assert clips.dtype == torch.uint8 and clips.shape == (5, 5, 8, 12, 3)
@@ -39,7 +41,7 @@ def test_a_cache_is_found_again_and_never_stale(data, tmp_path):
     changed = first.stat().st_mtime_ns
     assert build_cache(data, 12, folder, 1) == first and first.stat().st_mtime_ns == changed
     assert build_cache(data, 6, folder, 1) != first
-    fewer = FrameFolders(["a", "b"], [0, 1], data.root, 5)
+    fewer = FrameDataset(["a", "b"], [0, 1], data.root, 5)
     assert build_cache(fewer, 12, folder, 1) != first
 
     shutil.rmtree(data.root / "b")
@@ -60,7 +62,7 @@ def test_what_does_not_fit_is_refused_with_the_sizes(data, tmp_path, monkeypatch
     path = build_cache(data, 12, tmp_path / "cache", 1)
     monkeypatch.setattr("datasets.cache._free_memory", lambda: 100)
     with pytest.raises(SplitError, match="--cache ram: the clips take 0.0 GB.*--cache disk"):
-        CachedClips(data, path, "ram", CPU)
+        CachedDataset(data, path, "ram", CPU)
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
     with pytest.raises(SplitError, match="--cache-folder"):

@@ -14,8 +14,8 @@ from conftest import EXTRACT, ROOT
 
 import train
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
+from retrieval.index import Index
 from utils.config import parse_args
-from utils.index import Index
 
 TINY = [
     "--clip-frames", 4, "--size", 16, "--width", 0.0625, "--bits", 12, "--epochs", 3,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
-from utils.files import write_aside
+from utils.files import atomic_write
 
 
 class RunsCode:
@@ -27,7 +27,7 @@ def test_a_checkpoint_comes_back(tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), write_aside(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError("killed")
     assert path.read_text() == "old"

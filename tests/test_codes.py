@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.codes import binarize, load_codes, save_codes
+from retrieval.codes import binarize, load_codes, save_codes
 
 BITS = np.random.default_rng(0).random((9, 12)) < 0.5
 BITS[0, :2] = True, False

@@ -11,7 +11,7 @@ from test_chain import same_weights, train_command, weights
 
 from losses import batch_all_triplet_loss
 from models import build_model
-from utils import dist
+from utils import distributed
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 
@@ -26,11 +26,11 @@ def loss_and_gradients(rank, ranks):
     clips, labels = global_batch()
     torch.manual_seed(1)
     model = build_model("c3d", 16, width=0.0625).double().eval()  # no batch normalisation
-    network = dist.data_parallel(model)
+    network = distributed.data_parallel(model)
     codes = network(clips[rank::ranks].double())
-    codes, labels = dist.gather_batch(codes, labels[rank::ranks])
+    codes, labels = distributed.gather_batch(codes, labels[rank::ranks])
     loss, stats = batch_all_triplet_loss(codes, labels, 4.0)
-    (loss * dist.ranks()).backward()
+    (loss * distributed.world_size()).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     return loss.item(), {k: v.item() for k, v in stats.items()}, gradients
 
@@ -45,15 +45,18 @@ def one_of_two(rank, port, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
     torch.set_num_threads(1)
-    with dist.together():
-        dist.start("cpu")
+    with distributed.together():
+        distributed.start("cpu")
         rows = torch.arange(rank, 7, 2)[:, None] * torch.ones(1, 3)
         content = {
             "result": loss_and_gradients(rank, 2),
-            "gathered": dist.gather_shares(rows, 7),
-            "few": dist.gather_shares(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
-            "any": [dist.ask_all([rank == 1, False])(), dist.ask_all([False, rank == 0])()],
-            "main": dist.is_main(),
+            "gathered": distributed.gather_rows(rows, 7),
+            "few": distributed.gather_rows(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
+            "any": [
+                distributed.ask_all([rank == 1, False])(),
+                distributed.ask_all([False, rank == 0])(),
+            ],
+            "main": distributed.is_main(),
         }
         torch.save(content, f"{folder}/{rank}.pt")
 

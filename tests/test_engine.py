@@ -23,12 +23,16 @@ import make_splits
 import search
 import test as test_script
 import train
-from datasets import CachedClips, ClipLoader, FrameFolders, build_cache, transforms
+from datasets import transforms
+from datasets.cache import CachedDataset, build_cache
+from datasets.frames import FrameDataset
+from datasets.loaders import ClipLoader
 from models import build_model
-from utils import dist, optimisation
-from utils.checkpoint import CheckpointError, NotFiniteError, Training, floats_of
-from utils.errors import UserError, explain, one_line
-from utils.retrieval import build_encoder
+from retrieval.encode import build_encoder
+from utils import distributed
+from utils.checkpoint import CheckpointError, NotFiniteError, TrainState, floats_of
+from utils.device import choose_device, mixed_precision
+from utils.errors import UserError, exit_on_user_error, explain
 
 CPU = torch.device("cpu")
 
@@ -63,10 +67,10 @@ def test_abbreviated_flags_are_refused(script, flags, capsys, monkeypatch):
 
 def test_errors_of_the_code_keep_their_traceback_and_those_of_users_are_one_line(tmp_path):
     def leave_with(error):
-        with one_line("x.py", "--size"):
+        with exit_on_user_error("x.py", "--size"):
             raise error
 
-    with pytest.raises(ValueError, match="broadcast"), one_line("x.py", "--size"):
+    with pytest.raises(ValueError, match="broadcast"), exit_on_user_error("x.py", "--size"):
         np.zeros(3) + np.zeros(4)
     with pytest.raises(RuntimeError, match="nccl"):
         leave_with(RuntimeError("nccl is not a word that explains anything"))
@@ -74,7 +78,7 @@ def test_errors_of_the_code_keep_their_traceback_and_those_of_users_are_one_line
         leave_with(OSError("no file is named"))
     with pytest.raises(SystemExit, match="x.py: give another"):
         leave_with(UserError("give another"))
-    with pytest.raises(SystemExit, match="x.py: .*nowhere"), one_line("x.py", "--size"):
+    with pytest.raises(SystemExit, match="x.py: .*nowhere"), exit_on_user_error("x.py", "--size"):
         (tmp_path / "nowhere").read_text()
 
 
@@ -104,17 +108,17 @@ def test_impossible_places_are_refused_in_one_line(
 def test_one_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="puts all 4 processes on one GPU"):
-        dist.choose_device("cuda:1")
-    assert dist.choose_device("cpu") == CPU
+        choose_device("cuda:1")
+    assert choose_device("cpu") == CPU
 
 
 @pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
 def test_tasks_that_do_not_know_of_each_other_are_refused(variable, monkeypatch):
     monkeypatch.setenv(variable, "4")
     with pytest.raises(UserError, match="started 4 tasks .* torchrun --nnodes"):
-        dist.start("cpu")
+        distributed.start("cpu")
     monkeypatch.setenv(variable, "1")
-    assert dist.start("cpu") == CPU
+    assert distributed.start("cpu") == CPU
 
 
 # ==== what is saved and logged ====
@@ -142,7 +146,7 @@ def make_training(enabled):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    return Training(model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=enabled))
+    return TrainState(model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=enabled))
 
 
 def test_a_state_with_one_infinite_number_is_not_given_out():
@@ -220,7 +224,7 @@ def interrupt_after_one_epoch(command, run):
     """Run a training in this process and leave it by Ctrl-C at the end of its next epoch."""
     script = (
         "import runpy, sys, os, signal; sys.argv = sys.argv[1:]\n"
-        "import utils.log as log; whole = log.RunLog.write\n"
+        "import utils.run_log as log; whole = log.RunLog.write\n"
         "def write(*rest):\n"
         "    whole(*rest); os.kill(os.getpid(), signal.SIGINT)\n"
         "log.RunLog.write = write; runpy.run_path('train.py', run_name='__main__')\n"
@@ -297,7 +301,7 @@ def test_testing_on_other_frames_is_refused_or_told(demo, trained, tmp_path, run
 def data(tmp_path):
     for number, name in enumerate(("a", "b", "c")):
         write_frames(tmp_path / name, range(number, number + 12))
-    return FrameFolders(["a", "b", "c"], [0, 1, 1], tmp_path, clip_frames=5)
+    return FrameDataset(["a", "b", "c"], [0, 1, 1], tmp_path, clip_frames=5)
 
 
 @pytest.mark.parametrize("damage", ["empty", "rows", "header", "text"])
@@ -328,7 +332,7 @@ def test_frames_that_are_overwritten_in_place_give_another_cache(data, tmp_path)
 
 def test_workers_read_a_cache_on_disk_and_get_no_copy_of_it(data, tmp_path):
     path = build_cache(data, 12, tmp_path / "cache", 1)
-    disk, ram = (CachedClips(data, path, place, CPU) for place in ("disk", "ram"))
+    disk, ram = (CachedDataset(data, path, place, CPU) for place in ("disk", "ram"))
     assert len(pickle.dumps(disk)) < 2000 < len(pickle.dumps(ram))
     batches = [[(0, 5), (2, 6)], [(1, 7), (0, 8)]]
     loaders = [ClipLoader(place, 2, batch_sampler=batches) for place in (disk, ram)]
@@ -360,10 +364,10 @@ def test_emulated_bfloat16_is_not_taken(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     gpu = torch.device("cuda")
-    assert optimisation.mixed_precision(gpu, True) == torch.float16
+    assert mixed_precision(gpu, True) == torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert optimisation.mixed_precision(gpu, True) == torch.bfloat16
-    assert optimisation.mixed_precision(gpu, False) is None
+    assert mixed_precision(gpu, True) == torch.bfloat16
+    assert mixed_precision(gpu, False) is None
 
 
 def test_the_encoder_gives_the_codes_of_evaluation_without_gradients():

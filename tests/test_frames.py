@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import FrameFolders, SplitError, list_frames, read_split
-from datasets.frames import even_frames, jittered_frames
+from datasets.frames import FrameDataset, even_positions, jittered_positions, list_frames
+from datasets.splits import SplitError, read_split
 
 
 def write_frames(folder, numbers, size=(8, 12), name="{}.jpg"):
@@ -20,7 +20,7 @@ def write_frames(folder, numbers, size=(8, 12), name="{}.jpg"):
 def test_frames_are_in_natural_order_not_in_that_of_text(tmp_path):
     write_frames(tmp_path / "a", range(12))  # 0.jpg ... 11.jpg, as other extractors name them
     assert [frame.name for frame in list_frames(tmp_path / "a")] == [f"{i}.jpg" for i in range(12)]
-    clip, _ = FrameFolders(["a"], [0], tmp_path, clip_frames=12)[0]
+    clip, _ = FrameDataset(["a"], [0], tmp_path, clip_frames=12)[0]
     assert (clip[:, 0, 0, 0].diff() > 0).all()
 
 
@@ -29,20 +29,20 @@ def test_a_clip_is_uint8_rgb_with_its_label(tmp_path):
     red = np.zeros((8, 12, 3), np.uint8)
     red[..., 2] = 255  # OpenCV writes BGR
     cv2.imwrite(str(tmp_path / "a" / "0.jpg"), red)
-    clip, label = FrameFolders(["a"], [3], tmp_path, clip_frames=4)[0]
+    clip, label = FrameDataset(["a"], [3], tmp_path, clip_frames=4)[0]
     assert clip.shape == (4, 8, 12, 3) and clip.dtype == torch.uint8 and label == 3
     assert clip[0, 0, 0, 0] > 240 and clip[0, 0, 0, 2] < 15
 
 
 @pytest.mark.parametrize(("available", "wanted"), [(32, 16), (33, 16), (16, 16), (5, 16), (1, 4)])
 def test_positions_cover_the_video_in_order(available, wanted):
-    even = even_frames(available, wanted)
+    even = even_positions(available, wanted)
     assert len(even) == wanted and even.min() >= 0 and even.max() < available
     assert (np.diff(even) >= 0).all()
     assert abs(even.mean() - (available - 1) / 2) <= 0.5
     segments = np.arange(wanted) * available / wanted
     for seed in range(20):
-        drawn = jittered_frames(available, wanted, np.random.default_rng(seed))
+        drawn = jittered_positions(available, wanted, np.random.default_rng(seed))
         assert (drawn >= np.floor(segments)).all()
         assert (drawn < np.maximum(segments + available / wanted, drawn.min() + 1)).all()
         assert drawn.max() < available
@@ -51,7 +51,7 @@ def test_positions_cover_the_video_in_order(available, wanted):
 
 def test_jitter_is_a_function_of_the_seed_alone(tmp_path):
     write_frames(tmp_path / "a", range(24))
-    data = FrameFolders(["a"], [0], tmp_path, clip_frames=6)
+    data = FrameDataset(["a"], [0], tmp_path, clip_frames=6)
     first, again, other = data[0, 5][0], data[0, 5][0], data[0, 6][0]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -81,11 +81,11 @@ def test_missing_empty_damaged_and_unequal_frames_are_refused(tmp_path):
     with pytest.raises(SplitError, match="no such list"):
         read_split(tmp_path / "nothing.txt", 1)
     with pytest.raises(SplitError, match="1 of 2 frame folders are missing"):
-        FrameFolders(["good", "gone"], [0, 0], tmp_path, 2)
+        FrameDataset(["good", "gone"], [0, 0], tmp_path, 2)
     for name, message in (
         ("other_size", "extract all videos with one --size"),
         ("empty", "no frames"),
         ("damaged", "damaged; delete its folder"),
     ):
         with pytest.raises(SplitError, match=message):
-            FrameFolders(["good", name], [0, 0], tmp_path, 2)[1]
+            FrameDataset(["good", name], [0, 0], tmp_path, 2)[1]

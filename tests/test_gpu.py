@@ -21,9 +21,10 @@ import pytest
 import torch
 
 from benchmarks.rehearsal import draw_frames
-from datasets import FrameFolders, read_split
+from datasets.frames import FrameDataset
+from datasets.splits import read_split
 from models import build_model
-from utils.optimisation import mixed_precision
+from utils.device import mixed_precision
 
 DEVICE = "cuda"
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,7 +204,7 @@ def import_search(monkeypatch):
 def test_searching_in_mixed_precision_gives_nearly_the_codes_of_float32(data, trained, monkeypatch):
     search = import_search(monkeypatch)
     names, labels = read_split(data / "splits" / "train.txt", 3)
-    frames = FrameFolders(names, labels, data / "frames", 16)
+    frames = FrameDataset(names, labels, data / "frames", 16)
     clips = [frames[i][0].numpy() for i in range(len(frames))]
     device, values = torch.device(DEVICE), []
     for amp in (True, False):

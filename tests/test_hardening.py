@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_chain import same_weights, train_command, weights
 
 import train
-from datasets import SplitError, read_split
+from datasets.splits import SplitError, read_split
 from utils.config import parse_args
 from utils.errors import explain
 
@@ -306,10 +306,12 @@ def test_a_disk_that_fills_while_the_cache_is_made_is_an_error_not_a_crash(
     demo, small_disk, run_script, monkeypatch
 ):
     """The check of free space passes, another program fills the disk; a memory map would kill."""
-    from datasets import FrameFolders, build_cache, cache
+    from datasets import cache
+    from datasets.cache import build_cache
+    from datasets.frames import FrameDataset
 
     names, labels = read_split(demo / "splits" / "train.txt", 3)
-    data = FrameFolders(names, labels, demo / "frames", 4)
+    data = FrameDataset(names, labels, demo / "frames", 4)
     usage = cache.shutil.disk_usage(small_disk)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=10**12))
     with pytest.raises(OSError, match="No space left"):

@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from utils import index as index_module
-from utils.errors import UserError
-from utils.files import locked
-from utils.index import (
+from retrieval import index as index_module
+from retrieval.index import (
     Index,
     IndexFileError,
     append,
@@ -16,6 +14,8 @@ from utils.index import (
     known_videos,
     write_index,
 )
+from utils.errors import UserError
+from utils.files import file_lock
 
 FACTS = {"bits": 12, "checkpoint_sha256": "ab"}
 
@@ -127,9 +127,9 @@ def test_damaged_indexes_are_refused(tmp_path, damage, message):
         Index(tmp_path)
 
 
-def set_fact(folder, **facts):
+def set_fact(folder, **metadata):
     path = folder / "index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **metadata}))
 
 
 def cut(path):
@@ -149,24 +149,24 @@ def test_a_folder_that_is_no_index_is_left_alone(tmp_path):
 
 def test_an_index_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypatch):
     write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)))
-    whole = index_module.read_facts
+    whole = index_module.read_metadata
 
     def read_and_replace(folder):
-        facts = whole(folder)
-        monkeypatch.setattr(index_module, "read_facts", whole)
+        metadata = whole(folder)
+        monkeypatch.setattr(index_module, "read_metadata", whole)
         write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)[:5]))
-        return facts
+        return metadata
 
-    monkeypatch.setattr(index_module, "read_facts", read_and_replace)
+    monkeypatch.setattr(index_module, "read_metadata", read_and_replace)
     assert len(Index(tmp_path)) == 5
 
 
 def test_a_folder_is_locked_for_one_run_at_a_time(tmp_path):
     path = tmp_path / "index.lock"
-    with locked(path):
-        with pytest.raises(UserError, match="another run is at work"), locked(path, seconds=0):
+    with file_lock(path):
+        with pytest.raises(UserError, match="another run is at work"), file_lock(path, seconds=0):
             pass
-        with locked(tmp_path / "other.lock"):
+        with file_lock(tmp_path / "other.lock"):
             pass
-    with locked(path, seconds=0):
+    with file_lock(path, seconds=0):
         pass

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import make_splits
-from datasets import read_split
+from datasets.splits import read_split
 
 UCF101 = "splits/ucfTrainTestlist"
 HMDB51 = "splits/testTrainMulti_7030_splits"

@@ -13,10 +13,11 @@ import time
 import pytest
 from conftest import ROOT
 
-from datasets import FrameFolders, SplitError
+from datasets import frame_folders
+from datasets.frame_folders import partial_folder, read_record
+from datasets.frames import FrameDataset
+from datasets.splits import SplitError
 from datasets.synthetic import make_dataset
-from utils import frame_folders
-from utils.frame_folders import partial_folder, read_record
 
 FRAMES = ["--size", 24, 32, "--workers", 2, "--num-frames"]
 
@@ -226,7 +227,7 @@ def test_a_lost_frame_is_noticed_and_extracted_again(lost, few, tmp_path, run_sc
     splits = ["make_splits.py", "--dataset", "folder", "--frames", frames, "--output",
               tmp_path / "splits", "--val-fraction", 0]  # fmt: skip
     if lost != "video.json":
-        data = FrameFolders([str(folder.relative_to(frames))], [0], frames, 4)
+        data = FrameDataset([str(folder.relative_to(frames))], [0], frames, 4)
         with pytest.raises(SplitError, match="frames are missing; rerun extract_frames.py"):
             data.read(0, lambda count: range(count))
         refused = run_script(*splits, status=1)
@@ -284,7 +285,7 @@ def test_a_video_that_was_replaced_is_extracted_anew(few, tmp_path, run_script):
 
 
 def test_the_frames_of_a_replaced_video_do_not_outlive_it(few, tmp_path, run_script):
-    """Training would otherwise learn from the earlier video's frames under this name."""
+    """TrainState would otherwise learn from the earlier video's frames under this name."""
     frames, video = tmp_path / "frames", sorted(few.glob("*/*"))[0]
     run_script(*command(few, frames))
     video.write_bytes(b"no video")
@@ -323,7 +324,7 @@ def test_extractions_without_records_are_read_and_completed(num_frames, few, tmp
     for folder in folders:
         (folder / "video.json").unlink()
     names = [str(folder.relative_to(frames)) for folder in folders]
-    assert len(FrameFolders(names, [0] * 4, frames, 4)[3][0]) == 4  # as before
+    assert len(FrameDataset(names, [0] * 4, frames, 4)[3][0]) == 4  # as before
     sorted(folders[0].glob("*.jpg"))[2].unlink()
     os.utime(folders[1], ns=(0, 0))
     before = [(folder.stat().st_ino, folder.stat().st_mtime_ns) for folder in folders]

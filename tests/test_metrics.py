@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils.codes import load_codes
-from utils.hamming import hamming_histograms
-from utils.metrics import evaluate
-from utils.ranking import ORDERS, Ties, precision_over_found, precision_sum
+from retrieval.codes import load_codes
+from retrieval.hamming import hamming_histograms
+from retrieval.metrics import evaluate
+from retrieval.tie_aware import ORDERS, Ties, precision_over_found, precision_sum
 
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 CUTOFFS = (1, 2, 3, 5, 10)

@@ -1,4 +1,4 @@
-"""Shapes, gradients and the facts that the papers give about each backbone."""
+"""Shapes, gradients and the metadata that the papers give about each backbone."""
 
 import itertools
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from utils.page import preview, write_page
+from reports.page import preview, write_page
 
 HOSTILE = [
     "<script>document.title='run'</script>.avi",

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 
-from datasets import prepare
+from datasets.transforms import prepare
 from models import BACKBONES, build_network
 from models.pretrained import FAMILIES, PretrainedError, load_pretrained
 

@@ -48,19 +48,19 @@ STATISTICS = """
 import sys
 import torch
 from torch import nn
-from utils import dist
+from utils import distributed
 
-with dist.together():
-    dist.start("cpu")
+with distributed.together():
+    distributed.start("cpu")
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
     model[2].eval() if "frozen" in sys.argv[1] else None
-    network = dist.data_parallel(model)
+    network = distributed.data_parallel(model)
     for step in range(5):
-        torch.manual_seed(100 * step + dist.rank())
-        network(torch.randn(6, 4) + dist.rank()).sum().backward()
-        dist.average_statistics(network)
-    torch.save(model.state_dict(), f"{sys.argv[1]}/{dist.rank()}.pt")
+        torch.manual_seed(100 * step + distributed.rank())
+        network(torch.randn(6, 4) + distributed.rank()).sum().backward()
+        distributed.average_statistics(network)
+    torch.save(model.state_dict(), f"{sys.argv[1]}/{distributed.rank()}.pt")
 """
 
 
@@ -95,7 +95,7 @@ def test_frozen_statistics_are_not_touched(tmp_path):
 
 RECORD = """
 import os, runpy, sys, torch
-import utils.retrieval as retrieval
+import retrieval.encode as retrieval
 whole = retrieval.build_encoder
 def build_encoder(model, *rest):
     torch.save(model.state_dict(), f"{os.environ['SEEN_BY']}/{os.environ['RANK']}.pt")
@@ -125,15 +125,15 @@ def test_all_processes_validate_the_network_that_is_saved(count, demo, tmp_path,
 FAILURE = """
 import sys, time
 import torch
-from utils import dist
-from utils.errors import UserError, one_line
+from utils import distributed
+from utils.errors import UserError, exit_on_user_error
 
-with dist.together(), one_line("x.py", "--size"):
-    dist.start("cpu")
-    dist.barrier()
-    if dist.rank() == 1:
+with distributed.together(), exit_on_user_error("x.py", "--size"):
+    distributed.start("cpu")
+    distributed.barrier()
+    if distributed.rank() == 1:
         raise KIND("the first error")
-    if dist.rank() == 2:  # in a collective that nobody answers
+    if distributed.rank() == 2:  # in a collective that nobody answers
         torch.distributed.recv(torch.zeros(1), src=0)
     time.sleep(600)
 """
@@ -197,7 +197,9 @@ def test_a_killed_process_is_started_again_by_torchrun(demo, tmp_path):
 CACHE = """
 import sys, time
 from pathlib import Path
-from datasets import FrameFolders, build_cache, cache
+from datasets.frames import FrameDataset
+from datasets.cache import build_cache
+from datasets import cache
 
 whole = cache._build
 def build(*rest):
@@ -206,7 +208,7 @@ def build(*rest):
     whole(*rest)
 cache._build = build
 root = Path(sys.argv[1])
-print(build_cache(FrameFolders(["a", "b"], [0, 1], root, 5), 12, root / "cache", 1).name)
+print(build_cache(FrameDataset(["a", "b"], [0, 1], root, 5), 12, root / "cache", 1).name)
 """
 
 

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datasets import PKBatchSampler
-from datasets.samplers import RandomBatchSampler
+from datasets.samplers import PKBatchSampler, RandomBatchSampler
 
 UNEQUAL = [0] * 40 + [1] * 7 + [2] * 3 + [3] + [7] * 20  # class ids need not be dense
 

@@ -14,9 +14,9 @@ import torch
 from conftest import ROOT
 
 from datasets.synthetic import class_names, make_dataset
+from datasets.video import find_videos
 from models import build_network
 from utils.checkpoint import save_checkpoint
-from utils.library import find_videos
 
 CLASSES = class_names(3)
 

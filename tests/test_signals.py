@@ -111,7 +111,7 @@ def test_a_signal_during_validation_saves_the_epoch(demo, tmp_path):
     """Validation of a second or so, in which no step looks at signals."""
     script = (
         "import sys, time, runpy; sys.argv = sys.argv[1:]\n"
-        "import utils.retrieval as retrieval; whole = retrieval.encode\n"
+        "import retrieval.encode as retrieval; whole = retrieval.encode\n"
         "def encode(*rest):\n"
         "    print('validating', flush=True); time.sleep(20); return whole(*rest)\n"
         "retrieval.encode = encode; runpy.run_path('train.py', run_name='__main__')\n"

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from test_chain import train_command
 
-from utils.streams import progress
+from utils.terminal import progress
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_training_testing_and_indexing_do_their_work(redirection, status, demo, 
 
 LONG = """
 import sys
-from utils.streams import safe_streams
+from utils.terminal import safe_streams
 with safe_streams("long.py"):
     for _ in range(5):
         print("x" * 100_000, flush=True)
@@ -143,7 +143,7 @@ def test_who_has_seen_enough_ends_the_script(tmp_path):
 def show_bar(environment, terminal, **arguments):
     """What `progress` writes to stderr, a terminal or a pipe."""
     code = (
-        "from utils.streams import progress\n"
+        "from utils.terminal import progress\n"
         f"for _ in progress(range(3), 'counting', **{arguments!r}): pass\n"
     )
     ours, theirs = pty.openpty() if terminal else os.pipe()

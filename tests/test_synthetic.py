@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets.synthetic import ACTIONS, class_names, make_dataset, render_clip
-from utils.video import read_video
+from datasets.video import read_video
 
 
 def test_a_still_frame_is_drawn_alike_for_every_class():

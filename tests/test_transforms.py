@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from datasets import augment, prepare
+from datasets.transforms import augment, prepare
 
 PLAIN = {
     "size": 24, "crop": 1.0, "channels": "RGB", "range": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3

@@ -1,4 +1,4 @@
-"""The stream, the times and the limits of utils/video.py; pictures: test_video_colours.py."""
+"""The stream, the times and the limits of datasets/video.py; pictures: test_video_colours.py."""
 
 import gc
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from video_charts import HAS_FFMPEG, chart, encode, fields, moment_of, patches
 
-from utils.video import VideoError, iterate_video, read_video
+from datasets.video import VideoError, iterate_video, read_video
 
 needs_ffmpeg = pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program")
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-qp", "10")
@@ -111,7 +111,7 @@ def test_a_frame_too_large_is_refused_before_it_takes_memory(tmp_path):
     path.write_bytes(BOMB)
     script = (
         "import resource, sys\n"
-        "from utils.video import VideoError, read_video\n"
+        "from datasets.video import VideoError, read_video\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_video(sys.argv[1], 4, (20, 24))\n"
         "except VideoError as error: print(error)\n"
@@ -125,7 +125,7 @@ def test_a_frame_too_large_is_refused_before_it_takes_memory(tmp_path):
 
 def test_large_frames_are_held_within_the_limit(moving, monkeypatch):
     """Whatever the limit, no more than it and one frame, or 2 x num_frames frames, are held."""
-    from utils import video
+    from datasets import video
 
     most, make_room = [], video._make_room
 
@@ -169,6 +169,6 @@ def test_a_frame_that_cannot_be_converted_is_a_failure_with_its_reason(moving, m
         def reformat(self, *_, **__):
             raise av.error.OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("utils.frame.VideoReformatter", Unable)
+    monkeypatch.setattr("datasets.picture.VideoReformatter", Unable)
     with pytest.raises(VideoError, match="a frame of yuv420p cannot be converted: Operation not"):
         read_video(moving, 2, (20, 24))

@@ -22,8 +22,8 @@ from video_charts import (
     patches,
 )  # fmt: skip
 
-from utils.frame import _orientation
-from utils.video import read_video
+from datasets.picture import _orientation
+from datasets.video import read_video
 
 pytestmark = pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program")
 
@@ -244,7 +244,7 @@ def test_side_data_that_pyav_does_not_know_does_not_hide_the_rotation(tmp_path, 
             frame = next(container.decode(video=0))
             expected = _orientation(frame)
             with monkeypatch.context() as patch:
-                patch.setattr("utils.frame.SideDataContainer", unlisted)
+                patch.setattr("datasets.picture.SideDataContainer", unlisted)
                 assert _orientation(frame) == expected
 
 

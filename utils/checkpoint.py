@@ -1,15 +1,20 @@
 """Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
 
+import contextlib
 import pickle
+import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from utils import distributed
 from utils.errors import UserError
-from utils.files import write_aside
+from utils.files import atomic_write
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
 
 
@@ -26,7 +31,7 @@ def save_checkpoint(path, content, previous=None):
 
     previous: where the earlier file of that path is kept.
     """
-    with write_aside(path, previous) as temporary:
+    with atomic_write(path, previous) as temporary:
         torch.save({"format": FORMAT, **content}, temporary)
 
 
@@ -56,7 +61,7 @@ def load_checkpoint(path):
 
 
 @dataclass
-class Training:
+class TrainState:
     """All that changes while training, as it goes into last.pt."""
 
     model: torch.nn.Module
@@ -129,3 +134,64 @@ def floats_of(state):
     if not isinstance(state, str) and isinstance(state, Iterable):
         return [tensor for value in state for tensor in floats_of(value)]
     return []
+
+
+class CheckpointTimer:
+    """Asked after every step; SIGTERM and SIGINT are noted and answered there, not at once.
+
+    Terminals, `timeout`, SLURM and torchrun signal every process of a run, often twice, so that a
+    second signal changes nothing; but Ctrl-C again, a second later, leaves without saving.
+    minutes, steps: how often; 0 for never.
+    """
+
+    def __init__(self, minutes, steps):
+        self.minutes, self.steps = minutes, steps
+        self.saved_at, self.signalled_at = time.monotonic(), None
+        self.raises = False
+        self.answer = None  # to what this process asked the others after the step before
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number, _):
+        now = time.monotonic()
+        if self.signalled_at is None:
+            self.signalled_at = now
+        elif (
+            number == signal.SIGINT
+            and now - self.signalled_at > 1
+            and distributed.world_size() == 1
+        ):
+            raise KeyboardInterrupt
+        if self.raises:
+            self.raises = False
+            raise distributed.Stopped
+
+    def check(self, step):
+        """(whether to save, whether to leave) after `step` steps, counted from 1.
+
+        Several processes agree one step late, so that none waits for another's answer.
+        """
+        if distributed.world_size() == 1:
+            by_clock, leave = self._flags()
+        else:
+            by_clock, leave = self.answer() if self.answer else (False, False)
+        save = bool(by_clock or leave or (self.steps and step % self.steps == 0))
+        if save:
+            self.saved_at = time.monotonic()
+        self.answer = distributed.ask_all(self._flags())
+        return save, leave
+
+    def _flags(self):
+        late = time.monotonic() - self.saved_at > 60 * self.minutes
+        return [bool(self.minutes and late), self.signalled_at is not None]
+
+    @contextlib.contextmanager
+    def leaving_at_once(self):
+        """A signal leaves the body with Stopped; for long work that can be repeated."""
+        if self.signalled_at is not None:
+            raise distributed.Stopped
+        self.raises = True
+        try:
+            yield
+        finally:
+            self.raises = False

@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def one_line(script, to_lower):
+def exit_on_user_error(script, to_lower):
     """Leave with `script: reason` instead of a traceback where the user can fix the error.
 
     These are UserError, OSError that names a file or a full disk, Ctrl-C, and the errors of

@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 
 @contextlib.contextmanager
-def write_aside(path, previous=None):
+def atomic_write(path, previous=None):
     """Yield a temporary path beside `path`; on success flush it to the disk and rename it.
 
     A reader therefore sees the old file or the new one, never half of one, whenever the writer is
@@ -35,7 +35,7 @@ def write_aside(path, previous=None):
 
 
 @contextlib.contextmanager
-def locked(path, seconds=5, reason="another run is at work on it"):
+def file_lock(path, seconds=5, reason="another run is at work on it"):
     """Hold the lock file `path`, whose folder is made; the system frees it when this process ends.
 
     seconds: how long to wait for a process that holds it, -1 for as long as it takes. The default
@@ -52,7 +52,7 @@ def locked(path, seconds=5, reason="another run is at work on it"):
 
 def write_text(path, text):
     """Write `text` to `path` as UTF-8, aside and renamed; file names keep their very bytes."""
-    with write_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import locked, write_text
+from utils.files import file_lock, write_text
 
 RECORD = "video.json"
 PARTIAL = ".partial"
@@ -113,7 +113,7 @@ def add_record(video, folder, run):
 def check_settings(frames, settings):
     """Write the settings into a new `frames` folder. UserError if it was extracted with others."""
     path = frames / "extraction.json"
-    with locked(frames / LOCK, LOCK_SECONDS):  # two first runs may differ
+    with file_lock(frames / LOCK, LOCK_SECONDS):  # two first runs may differ
         if not path.exists():
             write_text(path, json.dumps(settings, indent=2) + "\n")
             return
@@ -137,19 +137,19 @@ def partial_folder(frames, shard):
     """
     shard = f"{shard[0]}-of-{shard[1]}"
     reason = "another run extracts the same videos; wait until it ends, or stop it"
-    with locked(frames / f"{LOCK}-{shard}", reason=reason):
+    with file_lock(frames / f"{LOCK}-{shard}", reason=reason):
         run = _make_folder(frames, shard)
         try:
             yield run
         finally:
             shutil.rmtree(run, ignore_errors=True)
-            with locked(frames / LOCK, LOCK_SECONDS), contextlib.suppress(OSError):
+            with file_lock(frames / LOCK, LOCK_SECONDS), contextlib.suppress(OSError):
                 (frames / PARTIAL).rmdir()  # fails while other runs use it
 
 
 def _make_folder(frames, shard):
     """Make the folder of a run and remove those of dead runs."""
-    with locked(frames / LOCK, LOCK_SECONDS):
+    with file_lock(frames / LOCK, LOCK_SECONDS):
         (frames / PARTIAL).mkdir(exist_ok=True)
         others = list((frames / PARTIAL).iterdir())
         prefix = f"{shard}@{platform.node()}@"
@@ -175,7 +175,7 @@ def _is_dead(other, shard):
     if rest.rpartition("@")[0] != platform.node():
         return False
     try:
-        with locked(other.parent.parent / f"{LOCK}-{other_shard}", seconds=0):
+        with file_lock(other.parent.parent / f"{LOCK}-{other_shard}", seconds=0):
             return True
     except UserError:
         return False

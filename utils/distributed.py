@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils.device import choose_device
 from utils.errors import UserError, is_lost_connection
 
 # Long, because one process may validate or read a slow video while the others wait for it.
@@ -57,33 +58,6 @@ def start(device=None):
         _watcher = threading.Thread(target=_watch, args=(_connect(),), daemon=True)
         _watcher.start()
     return device
-
-
-def choose_device(name):
-    """The torch.device of a name such as "cpu", "cuda", "cuda:1" or "mps"; None chooses.
-
-    Raises UserError where there is no such device.
-    """
-    local, local_size = (int(os.environ.get(f"LOCAL_{key}", 0)) for key in ("RANK", "WORLD_SIZE"))
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or not (number.isdecimal() or number == ""):
-        raise UserError(f"--device {name}: give cpu, cuda, cuda:1 or mps")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {name}: PyTorch finds no Apple GPU here")
-    if kind != "cuda":
-        return torch.device(kind)
-    if number and local_size > 1:
-        raise UserError(
-            f"--device {name} puts all {local_size} processes on one GPU; leave it out, or name "
-            "the GPUs with CUDA_VISIBLE_DEVICES"
-        )
-    index = int(number or local)
-    if index >= torch.cuda.device_count():
-        raise UserError(f"--device cuda:{index}: PyTorch finds {torch.cuda.device_count()} GPUs")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def _refuse_separate_tasks():
@@ -183,7 +157,7 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks():
+def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -194,7 +168,7 @@ def is_main():
 
 def barrier():
     """Wait for all processes."""
-    if ranks() > 1:
+    if world_size() > 1:
         dist.barrier(group=_cpu_group)
 
 
@@ -203,7 +177,7 @@ def barrier():
 
 def data_parallel(model):
     """The model to call in training: gradients are averaged over the processes after backward."""
-    if ranks() == 1:
+    if world_size() == 1:
         return model
     device = next(model.parameters()).device
     return torch.nn.parallel.DistributedDataParallel(
@@ -219,7 +193,7 @@ def average_statistics(model):
 
     Asked after each step, so that all processes validate, and save, one and the same network.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     layers = [m for m in layers if not isinstance(m, torch.nn.SyncBatchNorm)]
@@ -227,7 +201,7 @@ def average_statistics(model):
     if buffers:
         flat = torch.cat(buffers)
         dist.all_reduce(flat)
-        means = (flat / ranks()).split([len(b) for b in buffers])
+        means = (flat / world_size()).split([len(b) for b in buffers])
         for buffer, mean in zip(buffers, means, strict=True):
             buffer.copy_(mean)
 
@@ -237,12 +211,12 @@ def gather_batch(codes, labels):
 
     A gradient reaches only this process's codes: every process computes the same loss, so that its
     own part is exact. Data parallelism then averages over processes what should be summed, hence
-    the loss must be multiplied by `ranks()` before backward.
+    the loss must be multiplied by `world_size()` before backward.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return codes, labels
-    all_codes = [torch.empty_like(codes) for _ in range(ranks())]
-    all_labels = [torch.empty_like(labels) for _ in range(ranks())]
+    all_codes = [torch.empty_like(codes) for _ in range(world_size())]
+    all_labels = [torch.empty_like(labels) for _ in range(world_size())]
     dist.all_gather(all_codes, codes.detach().contiguous())
     dist.all_gather(all_labels, labels)
     all_codes[rank()] = codes
@@ -258,7 +232,7 @@ def ask_all(flags):
     All processes must ask. Returns a function that gives the answer, the same on all of them; by
     the next step it is there, so that nobody waits.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return lambda: flags
     answer = torch.tensor(flags, dtype=torch.uint8)
     work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=_cpu_group, async_op=True)
@@ -270,26 +244,26 @@ def ask_all(flags):
     return wait
 
 
-def gather_shares(rows, count):
+def gather_rows(rows, count):
     """The (count, ...) tensor of which each process holds rows rank, rank + ranks, ...; on all.
 
     rows: None on a process that has none, where there are fewer rows than processes.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return rows
     parts = gather(rows)
     some = next(part for part in parts if part is not None)
     whole = some.new_empty(count, *some.shape[1:])
     for first, part in enumerate(parts):
         if part is not None:
-            whole[first :: ranks()] = part
+            whole[first :: world_size()] = part
     return whole
 
 
 def gather(value):
     """What each process gives, as a list on every process; all of them wait here."""
-    if ranks() == 1:
+    if world_size() == 1:
         return [value]
-    values = [None] * ranks()
+    values = [None] * world_size()
     dist.all_gather_object(values, value, group=_cpu_group)
     return values

@@ -24,7 +24,7 @@ def hamming_histograms(
 ):
     """Count the database by Hamming distance from each query -> (all, relevant), (Q, K+1) int64.
 
-    Arguments as for `utils.metrics.evaluate`. Distances come from products of ±1 codes, exact
+    Arguments as for `retrieval.metrics.evaluate`. Distances come from products of ±1 codes, exact
     in float32, a chunk of queries and items at a time: beside the result, memory is about
     8·query_chunk·database_chunk bytes, or 64 MiB if that is more.
     """

@@ -1,12 +1,12 @@
-"""What benchmarks/recipe.py compares with ours: other losses, and codes made without labels."""
+"""What experiments/recipe.py compares with ours: other losses, and codes made without labels."""
 
 import faiss
 import torch
 from torch.nn import functional
 
 from losses import DISTANCES
-from utils.codes import binarize
-from utils.metrics import evaluate
+from retrieval.codes import binarize
+from retrieval.metrics import evaluate
 
 # ==== losses; one that helps would move to losses/ ====
 

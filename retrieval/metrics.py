@@ -1,15 +1,15 @@
 """Retrieval metrics of binary codes, exact under Hamming ties, from histograms of distances.
 
 Two histograms a query, of all database items and of the relevant ones by distance, determine every
-ranking metric. `utils/hamming.py` counts them, `utils/ranking.py` has the closed forms.
+ranking metric. `retrieval/hamming.py` counts them, `retrieval/tie_aware.py` has the closed forms.
 
 Letters: Q queries, N database items, K bits, L labels.
 """
 
 import torch
 
-from utils.hamming import distinct_queries, hamming_histograms
-from utils.ranking import ORDERS, Ties, hits, precision_over_found, precision_sum
+from retrieval.hamming import distinct_queries, hamming_histograms
+from retrieval.tie_aware import ORDERS, Ties, hits, precision_over_found, precision_sum
 
 QUERY_BLOCK = 2048  # queries whose metrics are computed at once; bounds the float64 temporaries
 
@@ -137,7 +137,7 @@ def check_shapes(query_codes, query_labels, database_codes, database_labels):
         if codes.dtype != torch.bool or codes.ndim != 2 or 0 in codes.shape:
             raise ValueError(
                 f"{name}_codes must be a non-empty (items, bits) bool tensor, not "
-                f"{tuple(codes.shape)} {codes.dtype}: see utils.codes.binarize"
+                f"{tuple(codes.shape)} {codes.dtype}: see retrieval.codes.binarize"
             )
         kind = {1: torch.int64, 2: torch.bool}.get(labels.ndim)
         if labels.dtype != kind or len(labels) != len(codes):

@@ -1,4 +1,4 @@
-"""The results of `utils.metrics.evaluate` as a table for the terminal."""
+"""The results of `retrieval.metrics.evaluate` as a table for the terminal."""
 
 PROTOCOL = {
     "queries": "queries",

@@ -1,7 +1,6 @@
 """The optimiser and the learning-rate schedule that the flags of train.py describe."""
 
 import math
-import os
 from functools import partial
 
 import torch
@@ -48,25 +47,3 @@ def build_scheduler(optimizer, args, steps_per_epoch):
     """`learning_rate_factor` as a scheduler to step after every batch."""
     factor = partial(learning_rate_factor, args=args, steps_per_epoch=steps_per_epoch)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def mixed_precision(device, wanted):
-    """The dtype for autocast: bfloat16, float16 on GPUs without it, None on CPUs or unwanted.
-
-    device: torch.device. wanted: bool.
-    """
-    if device.type != "cuda" or not wanted:
-        return None
-    in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)  # emulation is slow
-    return torch.bfloat16 if in_hardware else torch.float16
-
-
-def make_deterministic():
-    """Have PyTorch repeat its results bit for bit, and warn where it cannot.
-
-    On CUDA the backward passes of 3D max-pooling and adaptive pooling have no deterministic form:
-    https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False

@@ -2,15 +2,8 @@
 
 import torch
 
-from utils.optimisation import mixed_precision
-from utils.streams import progress
-
-
-def move(model, device):
-    """Put a network on `device`, with its tensors in the order that convolutions are fastest in."""
-    model.to(device)
-    if device.type != "mps":  # faster in half precision and on CPUs; Apple GPUs lack it
-        model.to(memory_format=torch.channels_last_3d)
+from utils.device import mixed_precision, to_device
+from utils.terminal import progress
 
 
 def build_encoder(model, transform, device, amp=True):
@@ -21,7 +14,7 @@ def build_encoder(model, transform, device, amp=True):
     transform: from uint8 clips, on `device`, to the model's input. amp: mixed precision on GPUs.
     Returns a function: uint8 clips (B, T, H, W, 3) -> approximate codes (B, K) float32 on `device`.
     """
-    move(model, device)
+    to_device(model, device)
     model.eval()
     precision = mixed_precision(device, amp)
 

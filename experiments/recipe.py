@@ -1,7 +1,7 @@
 """Which loss, sampling and code settings retrieve best: settings x seeds -> results.csv, a table.
 
-    python -m benchmarks.recipe features --features ucf101_vgg16_14classes.npz --output results
-    python -m benchmarks.recipe clips --frames frames --output results
+    python -m experiments.recipe features --features ucf101_vgg16_14classes.npz --output results
+    python -m experiments.recipe clips --frames frames --output results
 
 The first trains the hash layer alone on features of real UCF101 videos (arrays features, labels,
 is_train, names), seconds a run, one change at a time from the default, and measures on
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import recipe_clips, recipe_features
-from benchmarks.comparisons import BASELINES
+from experiments.comparisons import BASELINES
 
 KINDS = {"features": recipe_features, "clips": recipe_clips}
 """Name -> module of NEEDS (a flag), CHANGES (settings), parts(args) and run(name, part, ...)."""

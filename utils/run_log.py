@@ -12,7 +12,6 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import write_text
-from utils.plots import precision_at_figure, precision_recall_figure
 
 
 class RunLog:
@@ -49,10 +48,9 @@ class RunLog:
                 self.board.add_scalar(name, value, record["epoch"])
         self.board.flush()
 
-    def plot(self, results, epoch):
-        """Show the curves of {name: metrics of `utils.metrics.evaluate`} in TensorBoard."""
-        self.board.add_figure("val/precision_recall", precision_recall_figure(results), epoch)
-        self.board.add_figure("val/precision_at", precision_at_figure(results), epoch)
+    def add_figure(self, name, figure, epoch):
+        """Show a matplotlib figure in TensorBoard."""
+        self.board.add_figure(name, figure, epoch)
 
     def close(self):
         self.board.close()

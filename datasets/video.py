@@ -1,6 +1,6 @@
 """Decoding a video file into the pictures that a player shows, with PyAV (FFmpeg).
 
-One pass, bounded memory. Frames stay as they were decoded until they are chosen; `utils.frame`
+One pass, bounded memory. Frames stay as they were decoded until they are chosen; `datasets.picture`
 then makes pictures of them.
 """
 
@@ -11,9 +11,10 @@ import stat
 from contextlib import closing, contextmanager
 
 import av
+import cv2
 import numpy as np
 
-from utils.frame import Frame, VideoError, converter
+from datasets.picture import Frame, VideoError, converter
 
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".vob"),
@@ -223,3 +224,41 @@ def _frames(container, stream):
         yield from frames
     if not found:
         raise VideoError(f"no frame could be decoded ({stream.codec_context.name}): {reason}")
+
+
+def find_videos(root):
+    """Videos anywhere below `root`, links followed: sorted list of paths relative to it, str.
+
+    Raises OSError for a folder that cannot be looked into, whose videos would seem deleted.
+    """
+    if not root.is_dir():
+        raise VideoError(f"--videos {root}: no such folder")
+
+    def fail(error):
+        raise error
+
+    found, seen = [], {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        below = {
+            os.path.realpath(os.path.join(folder, f)): f for f in sorted(folders, reverse=True)
+        }
+        folders[:] = [name for path, name in below.items() if path not in seen]
+        seen |= below.keys()
+        found += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
+        ]
+    if not found:
+        raise VideoError(f"--videos {root}: no video there ({' '.join(VIDEO_SUFFIXES)})")
+    return sorted(found)
+
+
+def read_clip(path, preprocessing, start=0.0, end=float("inf")):
+    """((T, H, W, 3) uint8 clip, None), or (None, reason). Runs in a worker process."""
+    cv2.setNumThreads(1)
+    try:
+        frames, size = preprocessing["clip_frames"], preprocessing["frame_size"]
+        return read_video(path, frames, size, start, end), None
+    except (VideoError, cv2.error) as error:
+        return None, " ".join(str(error).split())

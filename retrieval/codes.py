@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import write_aside
+from utils.files import atomic_write
 
 SETS = ("query", "database")
 # What np.load raises for files that are no .npz, are cut short or damaged, or hold objects, and an
@@ -46,7 +46,7 @@ def save_codes(
         for kind, pair in (("codes", codes), ("labels", labels), ("names", names))
         for side, array in zip(SETS, pair, strict=True)
     }
-    with write_aside(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 

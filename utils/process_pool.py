@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
-def run_each(function, jobs, workers, seconds):
+def run_jobs(function, jobs, workers, seconds):
     """Call `function(job)` for each job in worker processes; yield results as they come.
 
     function: returns (result, failure), where failure is None or a reason. It and the jobs go to

@@ -1,4 +1,4 @@
-"""benchmarks/recipe.py on features: the hash layer alone, with our sampler, loss and evaluation."""
+"""The recipe on features: the hash layer alone, with our sampler, loss and evaluation."""
 
 import re
 from functools import cache
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.comparisons import (
+from datasets.samplers import PKBatchSampler
+from experiments.comparisons import (
     BASELINES,
     decorrelation,
     hadamard_centres,
@@ -16,7 +17,6 @@ from benchmarks.comparisons import (
     semi_hard,
     tie_aware_ap,
 )
-from datasets import PKBatchSampler
 from losses import MINING
 from models import HashingNetwork
 

@@ -1,4 +1,4 @@
-"""benchmarks/recipe.py on clips: train.py and test.py on frame folders of UT-Interaction."""
+"""experiments/recipe.py on clips: train.py and test.py on frame folders of UT-Interaction."""
 
 import re
 import subprocess
@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.comparisons import BASELINES, scores
-from datasets import FrameFolders, prepare, read_split
+from datasets.frames import FrameDataset
+from datasets.splits import read_split
+from datasets.transforms import prepare
+from experiments.comparisons import BASELINES, scores
 from models import build_model
+from retrieval.encode import build_encoder, encode
 from utils.checkpoint import load_checkpoint
-from utils.retrieval import build_encoder, encode
 
 NEEDS = "frames"
 FOLDS = ["1,6,11,16", "2,7,12,17", "3,8,13,18", "4,9,14,19", "5,10,15,20"]  # UT-Interaction's 20
@@ -87,7 +89,7 @@ def run_baseline(name, seed, args, fold):
     for part in ("test", "train"):
         split = args.output / f"splits-{fold}" / f"{part}.txt"
         names, ids = read_split(split, len(checkpoint["classes"]))
-        clips = DataLoader(FrameFolders(names, ids, args.frames, preprocessing["clip_frames"]), 32)
+        clips = DataLoader(FrameDataset(names, ids, args.frames, preprocessing["clip_frames"]), 32)
         transform = partial(prepare, preprocessing=preprocessing)
         encoder = build_encoder(model.backbone, transform, torch.device("cpu"))
         features.append(encode(encoder, clips))

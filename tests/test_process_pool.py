@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from utils.workers import run_each
+from utils.process_pool import run_jobs
 
 
 def behave(job):
@@ -30,16 +30,16 @@ def behave(job):
 
 
 def test_every_job_is_answered_with_its_own_result():
-    answers = list(run_each(behave, range(50), workers=3, seconds=10))
+    answers = list(run_jobs(behave, range(50), workers=3, seconds=10))
     assert sorted(answers) == [(i, 2 * i, None) for i in range(50)]
-    assert list(run_each(behave, [], workers=3, seconds=10)) == []
-    assert list(run_each(behave, [1], workers=8, seconds=10)) == [(1, 2, None)]
+    assert list(run_jobs(behave, [], workers=3, seconds=10)) == []
+    assert list(run_jobs(behave, [1], workers=8, seconds=10)) == [(1, 2, None)]
 
 
 def test_a_crash_or_a_hang_costs_one_job():
     jobs = ["a", "hang", "b", "segfault", "c", "leave", "d", "wrong", "raise", "hang", "e"]
     started = time.monotonic()
-    answers = list(run_each(behave, jobs, workers=2, seconds=1))
+    answers = list(run_jobs(behave, jobs, workers=2, seconds=1))
     assert time.monotonic() - started < 10
     assert sorted(job for job, _, _ in answers) == sorted(jobs)
     failures = {job: failure for job, result, failure in answers if result is None}
@@ -55,14 +55,14 @@ def test_a_crash_or_a_hang_costs_one_job():
 
 def test_jobs_are_read_only_as_workers_become_free():
     read = []
-    answers = run_each(behave, (read.append(i) or i for i in range(1000)), workers=2, seconds=10)
+    answers = run_jobs(behave, (read.append(i) or i for i in range(1000)), workers=2, seconds=10)
     next(answers)
     assert len(read) <= 4
     answers.close()
 
 
 def test_results_larger_than_a_pipe_come_through():
-    [(_, result, _)] = run_each(behave, ["x" * 5_000_000], workers=1, seconds=10)
+    [(_, result, _)] = run_jobs(behave, ["x" * 5_000_000], workers=1, seconds=10)
     assert len(result) == 10_000_000
 
 
@@ -79,14 +79,14 @@ def test_a_process_killed_in_the_middle_of_its_answer_costs_one_job():
         time.sleep(1)  # so long the main process does not read, and the answer fills the pipe
         yield "whole"
 
-    results = {job: rest for job, *rest in run_each(answer_at_length, jobs(), 2, seconds=10)}
+    results = {job: rest for job, *rest in run_jobs(answer_at_length, jobs(), 2, seconds=10)}
     assert results["half"] == [None, "the process that read it was ended by SIGKILL"]
     assert len(results["whole"][0]) == 50_000_000 and results["whole"][1] is None
 
 
 MAIN = """
 import os, sys, time
-from utils import workers
+from utils import process_pool
 
 def work(job):
     os.write(1, b"%d\\n" % os.getpid())
@@ -98,10 +98,10 @@ def work(job):
 if sys.argv[2] == "connection":
     workers.end_with_parent = lambda: None
 if sys.argv[3] == "spawn":
-    workers.CONTEXT = workers.multiprocessing.get_context("spawn")
+    process_pool.CONTEXT = workers.multiprocessing.get_context("spawn")
 if __name__ == "__main__":
     jobs = ["leave", *range(1, 100)] if sys.argv[4] == "once" else range(0, 10**9, 3)
-    for _ in workers.run_each(work, jobs, 2, 60): pass
+    for _ in workers.run_jobs(work, jobs, 2, 60): pass
 """
 
 

@@ -1,0 +1,1 @@
+"""Codes, ranking and metrics."""
