@@ -11,7 +11,7 @@ Six queries and the videos that they found: runs/demo/test/retrieval.png
 Search the videos next:
   source $(VENV)/bin/activate
   python search.py index --checkpoint runs/demo/best.pt --videos data/demo/videos --output data/demo/index
-  python search.py query --index data/demo/index --exclude-query --top 3 --html found.html --video data/demo/videos/Sliding/v_Sliding_g05_c02.avi
+  python search.py query --index data/demo/index --exclude-query --top 5 --html found.html --video data/demo/videos/Sliding/v_Sliding_g05_c02.avi
 and open found.html in a browser.
 endef
 export DEMO_DONE

@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from utils.files import write_text
 
@@ -52,25 +51,22 @@ def write_page(path, title, searches, scores=()):
     """
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            searches=searches,
-            scores=list(scores),
-            style=Markup(style),
-            script=Markup(script),
-            style_hash=_content_hash(style),
-            script_hash=_content_hash(script),
-        )
+    template = _environment().get_template("page.html")
+    page = template.render(
+        title=title,
+        searches=searches,
+        scores=list(scores),
+        style=style,
+        script=script,
+        style_hash=_content_hash(style),
+        script_hash=_content_hash(script),
     )
     write_text(path, page)
 
 
 def _environment():
     """Jinja2 for the templates: every value is escaped and can be written as UTF-8."""
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         finalize=_encodable,
@@ -78,23 +74,13 @@ def _environment():
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["breakable"] = _breakable
-    return environment
 
 
 def _encodable(value):
-    """Replace what UTF-8 cannot encode, as in odd file names, by \\udcXX; Markup stays Markup."""
+    """Replace what UTF-8 cannot encode, as in odd file names, by \\udcXX, also in markup."""
     if not isinstance(value, str):
         return value
     return type(value)(value.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def _breakable(path):
-    """A path that browsers may break after `/` and `_` -> Markup."""
-    escaped = escape(path)
-    for separator in "/_":
-        escaped = escaped.replace(separator, Markup(separator + "<wbr>"))
-    return escaped
 
 
 def _content_hash(text):
