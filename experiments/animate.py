@@ -5,7 +5,6 @@
 It reads what train.py and test.py wrote to the run folder, and the frame folders.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from reports.figures import retrieval_figure
 from reports.page import encode_animation
 from retrieval.codes import load_codes
 from retrieval.encode import nearest
+from utils.argtypes import number
+from utils.config import Parser
 from utils.files import atomic_write
 
 TITLE = "Queries (left) and their nearest videos by Hamming distance (bits)"
@@ -28,11 +29,12 @@ DPI = 110
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--output", type=Path, default=Path("docs/demo.webp"), help="WebP file")
-    parser.add_argument("--queries", type=int, default=3, help="spread evenly over the test list")
-    parser.add_argument("--results", type=int, default=5, help="results per query")
+    parser = Parser(__doc__)
+    count = number(int, least=1)
+    parser.add("--run", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add("--output", type=Path, default=Path("docs/demo.webp"), help="WebP file")
+    parser.add("--queries", type=count, default=3, help="spread evenly over the test list")
+    parser.add("--results", type=count, default=5, help="results per query")
     return parser
 
 
