@@ -1,5 +1,6 @@
 """Worker processes: every job is answered, whatever happens to its process."""
 
+import faulthandler
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ def behave(job):
     if job == "hang":
         time.sleep(60)
     if job == "segfault":
+        faulthandler.disable()  # pytest's handler would print every thread's stack
         os.kill(os.getpid(), signal.SIGSEGV)
     if job == "leave":
         os._exit(3)
@@ -96,12 +98,12 @@ def work(job):
     return "x" * 1_000_000, None
 
 if sys.argv[2] == "connection":
-    workers.end_with_parent = lambda: None
+    process_pool.end_with_parent = lambda: None
 if sys.argv[3] == "spawn":
-    process_pool.CONTEXT = workers.multiprocessing.get_context("spawn")
+    process_pool.CONTEXT = process_pool.multiprocessing.get_context("spawn")
 if __name__ == "__main__":
     jobs = ["leave", *range(1, 100)] if sys.argv[4] == "once" else range(0, 10**9, 3)
-    for _ in workers.run_jobs(work, jobs, 2, 60): pass
+    for _ in process_pool.run_jobs(work, jobs, 2, 60): pass
 """
 
 
@@ -122,24 +124,21 @@ def wait_for_the_end(group, seconds):
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_end_at_once_when_the_main_process_is_killed(method, tmp_path):
-    """In the middle of a long job; one of them has replaced a worker that left."""
-    main = start_main(tmp_path, 60, "signal", method)
-    assert len({main.stdout.readline() for _ in range(3)}) == 3
-    main.kill()
-    wait_for_the_end(main.pid, seconds=2)
-    main.communicate()
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_without_the_signal_workers_end_with_their_job(method, tmp_path):
-    """Also when another worker, forked later, is alive and holds a copy of the connection."""
-    main = start_main(tmp_path, 0.5, "connection", method)
+@pytest.mark.parametrize(
+    ("way", "job_seconds", "limit"),
+    [pytest.param("signal", 60, 2, marks=linux_only), ("connection", 0.5, 10)],
+    ids=["signal: in the middle of a job", "connection: after the job"],
+)
+def test_workers_end_when_the_main_process_is_killed(way, job_seconds, limit, method, tmp_path):
+    """One of them was forked later, after a crash, and could hold a copy of the connection."""
+    main = start_main(tmp_path, job_seconds, way, method)
     assert len({main.stdout.readline() for _ in range(3)}) == 3
     main.kill()
-    wait_for_the_end(main.pid, seconds=10)
+    wait_for_the_end(main.pid, limit)
     main.communicate()
 
 
