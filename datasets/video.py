@@ -16,10 +16,6 @@ import numpy as np
 
 from datasets.picture import Frame, VideoError, converter
 
-VIDEO_SUFFIXES = (
-    *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".vob"),
-    *(".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv", ".gif"),
-)
 MOST_PIXELS = 2**26  # of a frame: twice 8K
 MOST_HELD_BYTES = 2**28  # of candidates
 OPTIONS = {  # videos only, since a playlist may name any file; no network
@@ -224,34 +220,6 @@ def _frames(container, stream):
         yield from frames
     if not found:
         raise VideoError(f"no frame could be decoded ({stream.codec_context.name}): {reason}")
-
-
-def find_videos(root):
-    """Videos anywhere below `root`, links followed: sorted list of paths relative to it, str.
-
-    Raises OSError for a folder that cannot be looked into, whose videos would seem deleted.
-    """
-    if not root.is_dir():
-        raise VideoError(f"--videos {root}: no such folder")
-
-    def fail(error):
-        raise error
-
-    found, seen = [], {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        below = {
-            os.path.realpath(os.path.join(folder, f)): f for f in sorted(folders, reverse=True)
-        }
-        folders[:] = [name for path, name in below.items() if path not in seen]
-        seen |= below.keys()
-        found += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in names
-            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
-        ]
-    if not found:
-        raise VideoError(f"--videos {root}: no video there ({' '.join(VIDEO_SUFFIXES)})")
-    return sorted(found)
 
 
 def read_clip(path, preprocessing, start=0.0, end=float("inf")):

@@ -6,6 +6,7 @@ import pytest
 
 import make_splits
 from datasets.splits import read_split
+from utils.errors import UserError
 
 UCF101 = "splits/ucfTrainTestlist"
 HMDB51 = "splits/testTrainMulti_7030_splits"
@@ -127,7 +128,7 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
     lists, _ = split(tmp_path, *flags, "--allow-missing")
     assert [len(lists[p]) for p in ("train", "val", "test")] == [3, 0, 1]
     flags[flags.index(frames)] = tmp_path / "elsewhere"
-    with pytest.raises(make_splits.AnnotationError, match="no training video has a frame folder"):
+    with pytest.raises(UserError, match="no frame folder of any video; no such folder"):
         split(tmp_path, *flags, "--allow-missing")
 
 
@@ -135,8 +136,14 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--dataset", "ucf101"], "needs --annotations"),
-        (["--dataset", "ucf101", "--annotations", "nowhere"], "no such file"),
-        (["--dataset", "hmdb51", "--annotations", "nowhere"], "point --annotations"),
+        (
+            ["--dataset", "ucf101", "--annotations", "nowhere"],
+            "nowhere: no such folder",
+        ),
+        (
+            ["--dataset", "hmdb51", "--annotations", "nowhere"],
+            "nowhere: no such folder",
+        ),
         (["--dataset", "folder", "--test-groups", "9"], "no video has the group '9'"),
         (["--dataset", "folder", "--group-pattern", "x"], "does not match the video"),
         (["--dataset", "folder", "--group-pattern", "("], "unterminated"),
@@ -144,5 +151,5 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
 )
 def test_mistakes_end_in_one_line(tmp_path, flags, message):
     make_tree(tmp_path / "frames", ["a/v1", "a/v2"])
-    with pytest.raises(make_splits.AnnotationError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         split(tmp_path, *flags, "--frames", tmp_path / "frames")
