@@ -123,8 +123,8 @@ def test_shards_divide_the_videos(videos, tmp_path, run_script):
 def test_every_frame_is_kept_on_request(tmp_path, run_script):
     write_numbered(tmp_path / "videos" / "c" / "v.avi", 23)
     frames = tmp_path / "frames"
-    run_script("extract_frames.py", "--videos", tmp_path / "videos", "--frames", frames,
-               "--num-frames", 0, "--size", 16, 16)  # fmt: skip
+    command = ["extract_frames.py", "--videos", tmp_path / "videos", "--frames", frames]
+    run_script(*command, "--num-frames", 0, "--size", 16, 16)
     assert len(list((frames / "c" / "v").glob("*.jpg"))) == 23
 
 

@@ -23,8 +23,12 @@ def split(tmp_path, *flags):
 
 
 def official(tmp_path, annotations, dataset, fold, *flags):
-    return split(tmp_path, "--dataset", dataset, "--annotations", annotations, "--fold", fold,
-                 "--frames", tmp_path, "--no-check-frames", *flags)  # fmt: skip
+    lists = "--dataset", dataset, "--annotations", annotations, "--fold", fold
+    return split(tmp_path, *lists, "--frames", tmp_path, "--no-check-frames", *flags)
+
+
+def split_folder(tmp_path, *flags):
+    return split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames", *flags)
 
 
 def make_tree(root, names, frames=2):
@@ -85,8 +89,8 @@ def test_the_seed_chooses_the_groups(tmp_path, data):
 def test_folder_with_named_test_groups(tmp_path):
     names = [f"{c}/{i}_{i % 10}_x" for c in ("hug", "kick it") for i in range(20)]
     make_tree(tmp_path / "frames", names)
-    lists, classes = split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames",
-                           "--group-pattern", r"_(\d+)_", "--test-groups", "3,7")  # fmt: skip
+    groups = "--group-pattern", r"_(\d+)_", "--test-groups", "3,7"
+    lists, classes = split_folder(tmp_path, *groups)
     groups = {p: {name.split("_")[1] for name, _ in lists[p]} for p in lists}
     assert classes == ["hug", "kick it"]
     assert groups["test"] == {"3", "7"} and len(lists["test"]) == 8
@@ -96,7 +100,7 @@ def test_folder_with_named_test_groups(tmp_path):
 
 def test_folder_without_a_pattern_splits_by_class(tmp_path, capsys):
     make_tree(tmp_path / "frames", [f"{c}/v{i}" for c in "abc" for i in range(20)])
-    lists, _ = split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames")
+    lists, _ = split_folder(tmp_path)
     assert Counter(label for _, label in lists["test"]) == {0: 4, 1: 4, 2: 4}
     assert Counter(label for _, label in lists["val"]) == {0: 2, 1: 2, 2: 2}
     assert "every video is its own group" in capsys.readouterr().out
@@ -104,8 +108,7 @@ def test_folder_without_a_pattern_splits_by_class(tmp_path, capsys):
 
 def test_the_last_group_of_a_class_stays_in_train(tmp_path):
     make_tree(tmp_path / "frames", ["a/v_1_0", "a/v_1_1", "b/v_1_0", "b/v_2_0"])
-    lists, _ = split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames",
-                     "--group-pattern", r"_(\d+)_", "--test-fraction", 0.9)  # fmt: skip
+    lists, _ = split_folder(tmp_path, "--group-pattern", r"_(\d+)_", "--test-fraction", 0.9)
     assert {label for _, label in lists["train"]} == {0, 1}
 
 

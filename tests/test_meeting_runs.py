@@ -55,9 +55,9 @@ def command(videos, frames, *flags, num_frames=0):
 
 def start(videos, frames, *flags):
     """The script in a process group of its own."""
-    return subprocess.Popen([sys.executable, *map(str, command(videos, frames, *flags))], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)  # fmt: skip
+    arguments = [sys.executable, *map(str, command(videos, frames, *flags))]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, **options)
 
 
 def finish(process, status=0):
@@ -70,8 +70,7 @@ def finish(process, status=0):
 
 def wait_for_work(process, frames):
     """Wait until a started run has written its first frame."""
-    while not any(name.endswith(".jpg") for _, _, names in os.walk(frames / ".partial")
-                  for name in names):  # fmt: skip
+    while not any(frames.glob(".partial/*/*/*.jpg")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
 
@@ -224,8 +223,8 @@ def test_a_lost_frame_is_noticed_and_extracted_again(lost, few, tmp_path, run_sc
     before = tree(frames)
     folder = sorted(frames.glob("*/*"))[0]
     (folder / lost if "." in lost else sorted(folder.glob("*.jpg"))[-1]).unlink()
-    splits = ["make_splits.py", "--dataset", "folder", "--frames", frames, "--output",
-              tmp_path / "splits", "--val-fraction", 0]  # fmt: skip
+    splits = ["make_splits.py", "--dataset", "folder", "--val-fraction", 0]
+    splits += ["--frames", frames, "--output", tmp_path / "splits"]
     if lost != "video.json":
         data = FrameDataset([str(folder.relative_to(frames))], [0], frames, 4)
         with pytest.raises(SplitError, match="frames are missing; rerun extract_frames.py"):

@@ -47,8 +47,8 @@ def test_a_crash_or_a_hang_costs_one_job():
     failures = {job: failure for job, result, failure in answers if result is None}
     assert failures == {
         "hang": "took longer than 1 seconds",
-        "segfault": "the process that read it was ended by SIGSEGV",
-        "leave": "the process that read it was ended with status 3",
+        "segfault": "its worker process was killed by SIGSEGV",
+        "leave": "its worker process exited with status 3",
         "wrong": "a reason",
         "raise": "MemoryError: too large",
     }
@@ -82,7 +82,7 @@ def test_a_process_killed_in_the_middle_of_its_answer_costs_one_job():
         yield "whole"
 
     results = {job: rest for job, *rest in run_jobs(answer_at_length, jobs(), 2, seconds=10)}
-    assert results["half"] == [None, "the process that read it was ended by SIGKILL"]
+    assert results["half"] == [None, "its worker process was killed by SIGKILL"]
     assert len(results["whole"][0]) == 50_000_000 and results["whole"][1] is None
 
 
@@ -111,9 +111,9 @@ def start_main(folder, seconds, way, method, leave="once"):
     """A process of its own group, with two workers; each of them writes its process id first."""
     (folder / "main.py").write_text(MAIN)
     command = [sys.executable, folder / "main.py", str(seconds), way, method, leave]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment,
-                            stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    options["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, start_new_session=True, **options)
 
 
 def wait_for_the_end(group, seconds):

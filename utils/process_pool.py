@@ -103,8 +103,9 @@ def _receive(worker):
     except (EOFError, OSError):  # it died before its answer, or in the middle of it
         worker.process.join()
     code = worker.process.exitcode
-    cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-    return None, f"the process that read it was ended {cause}"
+    if code < 0:
+        return None, f"its worker process was killed by {signal.Signals(-code).name}"
+    return None, f"its worker process exited with status {code}"
 
 
 def _end_worker(worker):
