@@ -86,10 +86,10 @@ BROKEN = {
     "a class id is missing": (edit(b" 0\n", b"\n"), "expected 'video_frames_path class_id'"),
     "a class id is negative": (edit(b" 0\n", b" -1\n"), "expected 'video_frames_path class_id'"),
     "a class id is no number": (edit(b" 0\n", b" zero\n"), "expected 'video_frames_path class_id'"),
-    "a class id is beyond the classes": (edit(b" 2\n", b" 3\n"), "class id 3, but ids end at 2"),
+    "a class id is beyond the classes": (edit(b" 2\n", b" 3\n"), "class id 3 is out of range 0-2"),
     "a line stands twice": (
         lambda r: edit((first := (r / "splits/train.txt").read_bytes().split(b"\n")[0]),
-                       first + b"\n" + first)(r), "the video of line 1 again"),
+                       first + b"\n" + first)(r), "the same video as in line 1"),
     "a path leaves the root": (edit(b"Bouncing/", b"../Bouncing/"), "leaves the folder of frames"),
     "a video is in two lists": (shared_line, "1 videos are in two of the lists"),
     "a list is absent": (lambda r: (r / "splits/val.txt").unlink(), "make_splits.py writes it"),
@@ -203,7 +203,7 @@ def test_any_bytes_as_a_config_end_in_status_2(tmp_path_factory, content):
     ("flags", "status", "message"),
     [
         (["--bits", 0], 2, "0 is not at least 1"),
-        (["--classes-per-batch", 4], 1, "4 classes a batch were asked for"),
+        (["--classes-per-batch", 4], 1, "--classes-per-batch is 4"),
         (["--classes-per-batch", 1], 2, "1 is not at least 2"),
         (["--clips-per-class", 1], 2, "1 is not at least 2"),
         (["--crop", 1.5], 2, "1.5 is not above 0 and at most 1"),
@@ -299,7 +299,7 @@ def test_a_cache_on_a_full_disk_is_refused_and_leaves_nothing(demo, small_disk, 
     command = train_command(demo, demo / "no_run", "--cache", "disk", "--cache-frames", 64,
                             "--cache-folder", small_disk)  # fmt: skip
     error = run_script(*command, status=1).stderr
-    assert "GB free and the clips take" in error and os.listdir(small_disk) == [".lock"]
+    assert "GB free and the clips need" in error and os.listdir(small_disk) == [".lock"]
 
 
 def test_a_disk_that_fills_while_the_cache_is_made_is_an_error_not_a_crash(

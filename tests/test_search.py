@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 from datasets.synthetic import class_names, make_dataset
-from datasets.video import find_videos
+from datasets.video_files import find_videos
 from models import build_network
 from utils.checkpoint import save_checkpoint
 
