@@ -28,7 +28,7 @@ from datasets.loaders import build_loaders
 from datasets.splits import SplitError, check_disjoint, read_classes, read_split
 from datasets.transforms import augment, prepare
 from losses import DISTANCES, MINING
-from models import BACKBONES, build_network
+from models import BACKBONES, build_initial_model
 from reports.figures import precision_at_figure, precision_recall_figure
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
@@ -373,7 +373,7 @@ def main(args):
     # ==== network ====
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_SETTINGS}
-    model, settings, normalisation, source = build_network(settings, args.pretrained)
+    model, settings, normalisation, source = build_initial_model(settings, args.pretrained)
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")

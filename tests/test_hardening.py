@@ -215,8 +215,8 @@ def test_any_bytes_as_a_config_end_in_status_2(tmp_path_factory, content):
         (["--lr", "nan"], 2, "nan is not a number above 0"),
         (["--device", "cuda:99"], 1, ""),
         (["--device", "toaster"], 1, "toaster"),
-        (["--freeze-until", "layer9"], 1, "the layers are"),
-        (["--pretrained", "nowhere.pth"], 1, "no such file"),
+        (["--freeze-until", "layer9"], 1, "choose from conv1, bn1"),
+        (["--pretrained", "nowhere.pth"], 1, "file not found"),
     ],
 )
 def test_impossible_flags_are_refused_in_one_line(
