@@ -1,7 +1,7 @@
-"""What `benchmarks.gpu` measures: each part is a function of the settings that returns figures.
+"""The measurements of `benchmarks.gpu`: functions of the settings that return a dict of figures.
 
-The settings are a Namespace with the sizes of FULL or TINY, and device, precision (of autocast or
-None), folder (for data and runs) and figures (those of the parts before).
+The settings are a Namespace of the sizes in `benchmarks.gpu`, and of device, precision (dtype of
+autocast, or None), folder (for data and runs) and figures (of the measurements before).
 """
 
 import argparse
@@ -31,33 +31,20 @@ from utils.checkpoint import load_checkpoint
 from utils.device import mixed_precision
 
 ROOT = Path(__file__).resolve().parent.parent
-FULL = argparse.Namespace(
-    **{"batch": 128, "clip_frames": 16, "size": 112, "width": 1.0, "runs": 10},
-    **{"loss_batch": 4096, "bits": 64, "database": 1_000_000, "queries": 10_000},
-    **{"classes": 101, "videos": 1332, "groups": 25, "test_groups": 7, "val_groups": 2},
-    **{"frames": 32, "frame_size": (128, 171), "classes_per_batch": 32, "clips_per_class": 4},
-    **{"more_epochs": 60},
-)
-TINY = argparse.Namespace(
-    **{"batch": 4, "clip_frames": 16, "size": 16, "width": 0.0625, "runs": 1},
-    **{"loss_batch": 64, "bits": 16, "database": 1000, "queries": 50},
-    **{"classes": 2, "videos": 12, "groups": 3, "test_groups": 1, "val_groups": 1},
-    **{"frames": 16, "frame_size": (20, 24), "classes_per_batch": 2, "clips_per_class": 2},
-    **{"more_epochs": 0},
-)
+REHEARSAL_EPOCHS = 2
 
 
 # ==== speed ====
 
 
 def measure_peak(settings):
-    """The speed of a large matrix product, which `share of peak` is over."""
+    """Speed of a large matrix product, to which `fraction of peak` refers."""
     speed = step.peak_flops(settings.device, settings.precision, settings.runs)
     return {"precision": str(settings.precision or torch.float32), "flops_per_second": speed}
 
 
 def measure_steps(settings, backbone):
-    """TrainState steps from one batch on the device, and from the cache there."""
+    """Training steps on one batch that is on the device, and on batches of the cache there."""
     peak = settings.figures.get("peak", {}).get("flops_per_second")
     flops = 3 * step.forward_flops(backbone, settings)
     figures = {}
@@ -65,14 +52,14 @@ def measure_steps(settings, backbone):
         measured = step.measure(backbone, settings, settings.device, settings.precision, next_batch)
         speed = measured["clips_per_second"]
         figures[f"{source}_clips_per_second"] = speed
-        figures[f"{source}_share_of_peak"] = peak and speed * flops / peak
+        figures[f"{source}_fraction_of_peak"] = peak and speed * flops / peak
         figures[f"{source}_peak_mib"] = measured["peak_mib"]
-    ratio = figures["cache_clips_per_second"] / figures["synthetic_clips_per_second"]
-    return {**figures, "cache_over_synthetic": ratio}
+    ratio = figures["cache_clips_per_second"] / figures["one_batch_clips_per_second"]
+    return {**figures, "cache_over_one_batch": ratio}
 
 
 def measure_loss(settings):
-    """Forward and backward of the exact batch-all loss, four clips of each class."""
+    """Forward and backward pass of the batch-all loss, four clips per class."""
     device, batch = settings.device, settings.loss_batch
     codes, labels = loss.draw_batch(batch, 4, settings.bits, device)
     before = step.memory_in_use(device)
@@ -81,20 +68,20 @@ def measure_loss(settings):
         codes.grad = None
         loss.ours(codes, labels).backward()
 
-    seconds = step.seconds_of(run, device, settings.runs)
+    seconds = step.median_seconds(run, device, settings.runs)
     peak = step.peak_memory(device, before)
     return {"batch": batch, "milliseconds": 1000 * seconds, "peak_mib": peak}
 
 
 def measure_evaluation(settings):
-    """Every metric of `evaluate` on random codes with planted classes, on the device."""
+    """Every metric of `evaluate` on the device, for random codes around class centres."""
     sizes = {"queries": settings.queries, "database": settings.database, "bits": settings.bits}
     codes = planted_codes(argparse.Namespace(**sizes, classes=100))
     codes = [array.to(settings.device) for array in codes]
-    evaluate(codes[0][:100], codes[1][:100], *codes[2:])  # a warm-up
+    evaluate(codes[0][:100], codes[1][:100], *codes[2:])  # warm-up
     before = step.memory_in_use(settings.device)
     started = time.perf_counter()
-    metrics = evaluate(*codes)  # ends with numbers on the CPU, so that the device has finished
+    metrics = evaluate(*codes)  # returns numbers on the CPU, so the device has finished
     seconds = time.perf_counter() - started
     peak = step.peak_memory(settings.device, before)
     return {**sizes, "seconds": seconds, "peak_mib": peak, "map": metrics["map"]}
@@ -103,119 +90,138 @@ def measure_evaluation(settings):
 # ==== rehearsal ====
 
 
-def run_script(*arguments):
-    """Run a script or module of the repository; RuntimeError with its last line where it fails."""
-    command = [sys.executable, *map(str, arguments)]
+def run_script(script, flags):
+    """Run a script or module of the repository; RuntimeError with its last line if it fails.
+
+    script: list of str. flags: {name: value or list of values}.
+    """
+    command = [sys.executable, *script]
+    for name, value in flags.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"{arguments[0]} ended with status {done.returncode}: {last}")
+        raise RuntimeError(f"{script[-1]} ended with status {done.returncode}: {last}")
 
 
-def draw_set(settings):
+def draw_dataset(settings):
     """Draw the videos of the rehearsal as frame folders."""
-    flags = ["--output", settings.folder, "--size", *settings.frame_size]
+    flags = {"output": settings.folder, "size": settings.frame_size}
     for name in ("classes", "videos", "groups", "test_groups", "val_groups", "frames"):
-        flags += [f"--{name.replace('_', '-')}", getattr(settings, name)]
+        flags[name] = getattr(settings, name)
     started = time.perf_counter()
-    run_script("-m", "benchmarks.rehearsal", *flags)
+    run_script(["-m", "benchmarks.rehearsal"], flags)
     return {"videos": settings.videos, "seconds": time.perf_counter() - started}
 
 
-def open_list(settings, kind):
-    """FrameDataset of a list of the rehearsal: "train", "val" or "test"."""
+def open_list(settings, split):
+    """The FrameDataset of a list of the rehearsal: "train", "val" or "test"."""
     splits = settings.folder / "splits"
-    names, labels = read_split(splits / f"{kind}.txt", len(read_classes(splits)))
+    names, labels = read_split(splits / f"{split}.txt", len(read_classes(splits)))
     return FrameDataset(names, labels, settings.folder / "frames", settings.clip_frames)
 
 
 def fill_cache(settings):
     """Build the caches of the training and of the validation list, which train.py then finds."""
-    sets = [open_list(settings, kind) for kind in ("train", "val")]
+    datasets = [open_list(settings, split) for split in ("train", "val")]
     started = time.perf_counter()
-    for data in sets:
-        build_cache(data, settings.frames, settings.folder / "cache", os.cpu_count())
-    return {"clips": sum(map(len, sets)), "seconds": time.perf_counter() - started}
+    for dataset in datasets:
+        build_cache(dataset, settings.frames, settings.folder / "cache", os.cpu_count())
+    return {"clips": sum(map(len, datasets)), "seconds": time.perf_counter() - started}
 
 
 def train(settings, epochs):
-    """Run train.py from the cache on the device. Returns (its records, seconds of it all)."""
+    """Run train.py from the cache on the device: (records of its epochs, seconds in total)."""
     run = settings.folder / f"run-{epochs}"
+    flags = {
+        "config": "configs/ucf101.yaml",
+        "frames": settings.folder / "frames",
+        "splits": settings.folder / "splits",
+        "output": run,
+        "backbone": "resnet18",
+        "pretrained": "none",
+        "backbone_lr_factor": 1,
+        "epochs": epochs,
+        "eval_every": epochs,
+        "warmup_epochs": min(5, epochs // 4),
+        "cache": "device",
+        "cache_frames": settings.frames,
+        "cache_folder": settings.folder / "cache",
+        "device": settings.device.type,
+    }
+    for name in ("width", "clip_frames", "size", "bits", "classes_per_batch", "clips_per_class"):
+        flags[name] = getattr(settings, name)
     started = time.perf_counter()
-    run_script(
-        *["train.py", "--config", "configs/ucf101.yaml", "--backbone", "resnet18"],
-        *["--pretrained", "none", "--backbone-lr-factor", 1, "--width", settings.width],
-        *["--clip-frames", settings.clip_frames, "--size", settings.size],
-        *["--bits", settings.bits, "--classes-per-batch", settings.classes_per_batch],
-        *["--clips-per-class", settings.clips_per_class, "--epochs", epochs],
-        *["--eval-every", epochs, "--warmup-epochs", min(5, epochs // 4)],
-        *["--frames", settings.folder / "frames", "--splits", settings.folder / "splits"],
-        *["--output", run, "--cache", "device", "--cache-frames", settings.frames],
-        *["--cache-folder", settings.folder / "cache", "--device", settings.device.type],
-    )
+    run_script(["train.py"], flags)
     seconds = time.perf_counter() - started
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return records, seconds
 
 
 def rehearse(settings):
-    """Two epochs of train.py; `seconds` are also of its start and of validation."""
-    records, seconds = train(settings, 2)
+    """A short run of train.py; `seconds` includes its start and validation."""
+    records, seconds = train(settings, REHEARSAL_EPOCHS)
     shape = settings.classes_per_batch, settings.clips_per_class
-    clips = len(PKBatchSampler(open_list(settings, "train").labels, *shape)) * shape[0] * shape[1]
+    batches = len(PKBatchSampler(open_list(settings, "train").labels, *shape))
+    clips = batches * shape[0] * shape[1]
     figures = {"clips_per_epoch": clips}
-    for number, record in enumerate(records, start=1):
+    for epoch, record in enumerate(records, start=1):
         speed = record["train/clips_per_second"]
-        figures[f"epoch_{number}_clips_per_second"] = speed
-        figures[f"epoch_{number}_seconds"] = clips / speed
+        figures[f"epoch_{epoch}_clips_per_second"] = speed
+        figures[f"epoch_{epoch}_seconds"] = clips / speed
     return {**figures, "val_map": records[-1]["val/map"], "seconds": seconds}
 
 
 # ==== precision ====
 
 
-def encode_list(settings, kind, encoder):
+def encode_list(settings, split, encoder):
     """(binary codes, labels) of a list of the rehearsal."""
-    data = open_list(settings, kind)
+    data = open_list(settings, split)
     loader = ClipLoader(data, min(8, os.cpu_count()), batch_size=settings.batch)
     return binarize(encode(encoder, loader)), torch.tensor(data.labels)
 
 
 def compare_precisions(settings):
-    """Test codes searched in training codes, encoded in float32 and in mixed precision."""
-    if settings.more_epochs:  # so that the checkpoint is worth comparing
-        train(settings, settings.more_epochs)
-    path = settings.folder / f"run-{settings.more_epochs or 2}" / "best.pt"
-    checkpoint = load_checkpoint(path)
+    """mAP of test codes searched in training codes, in float32 and in mixed precision."""
+    epochs = settings.more_epochs or REHEARSAL_EPOCHS
+    if settings.more_epochs:  # a model that has learnt something
+        train(settings, epochs)
+    checkpoint = load_checkpoint(settings.folder / f"run-{epochs}" / "best.pt")
     model = build_model(**checkpoint["network"])
     model.load_state_dict(checkpoint["model"])
     transform = partial(prepare, preprocessing=checkpoint["preprocessing"])
-    found, maps = [], []
+    codes, maps = [], []
     for amp in (False, True):
         encoder = build_encoder(model, transform, settings.device, amp)
-        queries, database = (encode_list(settings, kind, encoder) for kind in ("test", "train"))
+        queries, database = (encode_list(settings, split, encoder) for split in ("test", "train"))
         maps.append(evaluate(*queries, *database)["map"])
-        found.append(torch.cat([queries[0], database[0]]))
+        codes.append(torch.cat([queries[0], database[0]]))
     half = mixed_precision(settings.device, True) or torch.float32
     return {
-        "epochs": settings.more_epochs or 2,
+        "epochs": epochs,
         "mixed_precision": str(half),
         "float32_map": maps[0],
         "mixed_precision_map": maps[1],
-        "equal_bits": (found[0] == found[1]).double().mean().item(),
+        "equal_bits": (codes[0] == codes[1]).double().mean().item(),
     }
 
 
-# ==== the parts in order of value: (function, seconds it may take on a GPU) ====
+# ==== measurements, the most important ones first: (function, seconds it may take on a GPU) ====
 
 BACKBONES = ("resnet18", "r3d18", "c3d", "resnet34", "r3d34")
-PARTS = {
+STEPS = {name: (partial(measure_steps, backbone=name), 30) for name in BACKBONES}
+MEASUREMENTS = {
     "peak": (measure_peak, 5),
-    "step resnet18": (partial(measure_steps, backbone="resnet18"), 30),
+    "step resnet18": STEPS["resnet18"],
     "loss": (measure_loss, 5),
     "evaluation": (measure_evaluation, 30),
-    **{f"step {name}": (partial(measure_steps, backbone=name), 30) for name in BACKBONES[1:]},
-    "drawing": (draw_set, 40),
+    "step r3d18": STEPS["r3d18"],
+    "step c3d": STEPS["c3d"],
+    "step resnet34": STEPS["resnet34"],
+    "step r3d34": STEPS["r3d34"],
+    "drawing": (draw_dataset, 40),
     "cache": (fill_cache, 15),
     "rehearsal": (rehearse, 60),
     "precision": (compare_precisions, 90),
