@@ -27,7 +27,8 @@ from reports.page import preview, write_page
 from reports.projector import write_projector
 from reports.table import format_report
 from retrieval.codes import binarize, load_codes, save_codes
-from retrieval.encode import build_encoder, encode, nearest
+from retrieval.encode import build_encoder, encode
+from retrieval.hamming import nearest
 from retrieval.metrics import evaluate
 from utils import distributed
 from utils.checkpoint import load_checkpoint
