@@ -157,7 +157,7 @@ def test_the_same_extraction_twice_at_once_is_refused(few, tmp_path):
 
 
 def test_an_extraction_beside_one_of_its_shards_is_safe(material, whole, tmp_path):
-    """The shard is halted at work and goes on with videos that the other has done meanwhile."""
+    """The shard is halted at work and continues with videos that the other has done meanwhile."""
     frames = tmp_path / "frames"
     shard = start(material, frames, "--shard", "1/2")
     wait_for_work(shard, frames)
