@@ -68,14 +68,14 @@ def build_parser():
 
     options = {"parents": [shared], "formatter_class": HelpFormatter, "allow_abbrev": False}
     index = commands.add_parser("index", **options,
-        help="encode the videos below a folder", description="Encode the videos below a folder.")
+        help="encode the videos below a folder", doc="Encode the videos below a folder.")
     add = index.add_argument
     add("--checkpoint", required=True, help="best.pt of a run folder")
     add("--videos", required=True, type=Path, help="folder tree of videos")
     add("--output", required=True, type=Path, help="the index, a folder; updated if it exists")
 
     query = commands.add_parser("query", **options,
-        help="find the videos like one's own", description="Find the videos like one's own.")
+        help="find the videos like one's own", doc="Find the videos like one's own.")
     add = query.add_argument
     add("--index", required=True, type=Path, help="what `search.py index` wrote")
     add("--video", required=True, nargs="+", help="query videos")

@@ -1,22 +1,26 @@
-"""YAML as defaults for the command line: checked once, and the command line wins."""
+"""Flags and configs: one parser checks both, and command-line flags override a config."""
 
 import argparse
 
 import pytest
 
-import train
-from utils.config import parse_args, positive_int
+from configs import flags
+from datasets.cache import CACHE_LOCATIONS
+from losses import DISTANCES, MINING
+from models import BACKBONES
+from utils.argtypes import number
+from utils.config import Parser, parse_args
 
 
 @pytest.fixture
 def parser():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config")
-    parser.add_argument("--frames", required=True)
-    parser.add_argument("--batch-size", type=positive_int, default=8)
-    parser.add_argument("--size", type=int, nargs=2, default=[128, 171])
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--mode", choices=("a", "b"), default="a")
+    parser = Parser("Doc.", prog="script.py")
+    parser.add("--config", help="YAML file")
+    parser.add("--frames", required=True, help="folder")
+    parser.add("--batch-size", type=number(int, least=1), default=8, help="clips")
+    parser.add("--size", type=int, nargs=2, default=[128, 171], help="pixels")
+    parser.add("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror")
+    parser.add("--mode", choices=("a", "b"), default="a", help="mode")
     return parser
 
 
@@ -26,7 +30,7 @@ def write(tmp_path, text):
     return ["--config", str(path)]
 
 
-def test_the_file_gives_defaults_and_the_command_line_wins(parser, tmp_path):
+def test_command_line_flags_override_the_config(parser, tmp_path):
     text = "frames: -odd name\nbatch_size: 4\nsize: [1, 2]\nflip: false\nmode: b\n"
     args = parse_args(parser, write(tmp_path, text))
     assert vars(args) | {"config": None} == {
@@ -40,16 +44,19 @@ def test_the_file_gives_defaults_and_the_command_line_wins(parser, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("frames: x\nbatchsize: 4", "unknown key 'batchsize'; the nearest is 'batch_size'"),
-        ("frames: x\nbatch_size: four", "--batch-size: invalid"),
-        ("frames: x\nbatch_size: 0", "0 is not at least 1"),
+        ("frames: x\nbatchsize: 4", "unknown key 'batchsize'; did you mean batch_size?"),
+        (
+            "frames: x\nbatch_size: four",
+            "--batch-size: must be a whole number of at least 1, not 'four'",
+        ),
+        ("frames: x\nbatch_size: 0", "must be a whole number of at least 1, not '0'"),
         ("frames: x\nsize: 3", "size: expected a list"),
-        ("frames: x\nsize: [1, 2, 3]", "unrecognized arguments: 3"),
+        ("frames: x\nsize: [1, 2, 3]", "unexpected argument '3'"),
         ("frames: x\nmode: c", "invalid choice: 'c'"),
         ("frames: [x, y]", "frames: expected one value"),
         ("frames: x\nflip: 1", "flip: expected true or false"),
-        ("frames: x\nmode:", "leave the key out"),
-        ("frames: x\nframes: y", "key 'frames' stands twice"),
+        ("frames: x\nmode:", "remove the key"),
+        ("frames: x\nframes: y", "duplicate key 'frames'"),
         ("just words", "expected lines of 'key: value'"),
         ("a: [", "--config"),
         ("batch_size: 2", "required: --frames"),
@@ -60,7 +67,8 @@ def test_mistakes_end_in_one_line(parser, tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as stop:
         parse_args(parser, write(tmp_path, text))
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("script.py: ") and message in lines[0]
 
 
 def test_a_missing_file_is_refused(parser, capsys):
@@ -69,8 +77,66 @@ def test_a_missing_file_is_refused(parser, capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--frames", "x", "--batch-siz", "4"], "unknown flag --batch-siz; did you mean --batch-s"),
+        (["--frames", "x", "--zzz"], "unknown flag --zzz; see --help"),
+        (["--frames", "x", "y"], "unexpected argument 'y'"),
+        (["configs/demo.yaml"], "did you mean --config configs/demo.yaml?"),
+        (["--batch-size", "nan"], "must be a whole number"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(parser, flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(parser, flags)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0] and lines[0].endswith("see --help")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "right", "wrong"),
+    [
+        (int, {"least": 1}, ["1", "7"], ["0", "-1", "1.5", "", "x"]),
+        (float, {"above": 0, "most": 1}, ["1", "0.1"], ["0", "1.1", "nan", "inf"]),
+        (float, {"least": 0, "below": 1}, ["0", "0.99"], ["1", "-0.1"]),
+        (float, {}, ["-1e9"], ["inf", "-inf"]),
+    ],
+)
+def test_numbers_are_in_their_range(kind, bounds, right, wrong):
+    parse = number(kind, **bounds)
+    assert [parse(text) for text in right] == [kind(text) for text in right]
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a"):
+            parse(text)
+
+
+def test_help_fits_80_columns_and_names_every_default(parser, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for text in (parser.format_help(), flags.build_parser("Doc.").format_help()):
+        assert max(map(len, text.splitlines())) <= 80
+        assert "None" not in text and "True" not in text and "False" not in text
+    assert "(default: 128 171)" in parser.format_help()
+
+
 @pytest.mark.parametrize("name", ["demo", "folder", "ucf101", "hmdb51", "reference"])
 def test_the_shipped_configs_parse(name):
-    args = parse_args(train.build_parser(), ["--config", f"configs/{name}.yaml"])
+    args = flags.parse_train_flags(None, ["--config", f"configs/{name}.yaml"])
     assert args.output.startswith("runs/")
     assert args.epochs == {"demo": 40, "reference": 160}.get(name, 100)
+
+
+def test_the_defaults_are_those_of_ucf101_without_its_weights():
+    required = ["--frames", "x", "--splits", "y", "--output", "z"]
+    defaults = vars(flags.parse_train_flags(None, required))
+    config = vars(flags.parse_train_flags(None, ["--config", "configs/ucf101.yaml"]))
+    different = {key for key in defaults if defaults[key] != config[key]}
+    paths = {"config", "frames", "splits", "output"}
+    assert different == paths | {"pretrained", "backbone_lr_factor"}
+
+
+def test_the_choices_are_those_of_the_packages():
+    assert set(flags.BACKBONES) == set(BACKBONES)
+    assert set(flags.MINING) == set(MINING) and set(flags.DISTANCES) == set(DISTANCES)
+    assert set(flags.CACHE_LOCATIONS) == set(CACHE_LOCATIONS)

@@ -1,0 +1,280 @@
+"""The flags of train.py. Their defaults are those of ucf101.yaml, but for its pretrained weights.
+
+This file imports no PyTorch, so that --help and mistakes are answered at once; the tests compare
+its choices with the registries of models/, losses/ and datasets/.
+"""
+
+from argparse import BooleanOptionalAction
+
+from utils.argtypes import folder_name, number, processors
+from utils.config import Parser, parse_args
+
+BACKBONES = ("c3d", "resnet18", "resnet34", "r3d18", "r3d34")
+MINING = ("batch-all", "batch-hard")
+DISTANCES = ("hamming", "squared", "euclidean")
+CACHE_LOCATIONS = ("none", "disk", "ram", "device")
+MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
+
+# Flags that may differ when a run is resumed: they do not change what is learnt.
+PATHS = ("config", "frames", "splits", "output", "cache_folder")
+SPEED = ("workers", "device", "cache", "cache_frames")
+SAVING = ("restart", "save_minutes", "save_steps", "eval_every")
+FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
+
+
+def parse_train_flags(doc, argv=None):
+    """The flags of train.py with those of its --config: argparse.Namespace, checked."""
+    parser = build_parser(doc)
+    args = parse_args(parser, argv)
+    if args.crop_scale[0] > args.crop_scale[1]:
+        parser.error("--crop-scale: LEAST must not be above MOST")
+    if args.margin is None and args.distance != "hamming":
+        parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
+    args.margin = args.margin or args.bits / 8
+    return args
+
+
+def build_parser(doc=None):
+    """A `utils.config.Parser` with all flags of train.py."""
+    usage = [
+        "%(prog)s --config FILE [other flags]",
+        "%(prog)s --frames FOLDER --splits FOLDER --output FOLDER [other flags]",
+    ]
+    parser = Parser(doc)
+    for add_flags in (
+        add_paths,
+        add_model_flags,
+        add_pretrained_flags,
+        add_loss_flags,
+        add_optimisation_flags,
+        add_clip_flags,
+        add_run_flags,
+    ):
+        add_flags(parser)
+    parser.usage = "\n       ".join(usage)
+    return parser
+
+
+def add_paths(parser):
+    add = parser.add
+    parser.group("config")
+    add("--config", metavar="FILE", help="YAML file of flags; command-line flags override it")
+    parser.group("required, here or in --config")
+    folder = {"required": True, "type": folder_name, "metavar": "FOLDER"}
+    add("--frames", **folder, help="what extract_frames.py wrote")
+    add("--splits", **folder, help="what make_splits.py wrote")
+    add("--output", **folder, help="run folder; an interrupted run in it is resumed")
+
+
+def add_model_flags(parser):
+    add = parser.add
+    parser.group("model")
+    add("--backbone", choices=BACKBONES, default="r3d18", help="docs/models.md has their cost")
+    add("--bits", type=number(int, least=1), default=64, help="length of the hash code")
+    add(
+        "--width",
+        type=number(float, above=0),
+        default=1.0,
+        help="factor for the number of channels; 0.25 to 0.5 suits a CPU",
+    )
+    add(
+        "--shortcut",
+        choices=("A", "B"),
+        help="of ResNets where the size changes: A zero padding, B 1x1x1 convolution; default: "
+        "that of the pretrained weights, else B",
+    )
+    add(
+        "--dropout",
+        type=number(float, least=0, below=1),
+        default=0.0,
+        help="probability before the hash layer; 0.5 suits C3D",
+    )
+
+
+def add_pretrained_flags(parser):
+    add = parser.add
+    parser.group("pretrained weights")
+    add(
+        "--pretrained",
+        metavar="NAME_OR_FILE",
+        help="r3d18_kinetics400 (torchvision downloads it), a weights file (docs/models.md lists "
+        "the known kinds), a checkpoint of train.py, or none; the weights set mean, range and "
+        "channel order of the input (default: none)",
+    )
+    add(
+        "--backbone-lr-factor",
+        type=number(float, above=0),
+        default=1.0,
+        help="learning rate of the backbone over that of the hash layer; 0.1 is usual with "
+        "pretrained weights",
+    )
+    add(
+        "--freeze-until",
+        metavar="LAYER",
+        help="train only the layers after this one: layer1 to layer4; in C3D conv1 to fc7",
+    )
+    add(
+        "--freeze-batch-norm",
+        action=BooleanOptionalAction,
+        default=False,
+        help="keep the running means and variances of the pretrained weights; for small batches",
+    )
+
+
+def add_loss_flags(parser):
+    add = parser.add
+    parser.group("loss and batches")
+    add("--mining", choices=MINING, default="batch-all", help="which triplets of a batch count")
+    add(
+        "--distance",
+        choices=DISTANCES,
+        default="hamming",
+        help="between approximate codes: relaxed Hamming (in bits), squared Euclidean or Euclidean",
+    )
+    add(
+        "--margin",
+        type=number(float, above=0),
+        help="in units of the distance (default: bits / 8 for --distance hamming)",
+    )
+    add(
+        "--average",
+        choices=("active", "valid"),
+        default="active",
+        help="mean over triplets with a loss above zero, or over all valid triplets",
+    )
+    add(
+        "--batches",
+        choices=("balanced", "random"),
+        default="balanced",
+        help="balanced: P classes with K clips each; random: P x K clips of any class",
+    )
+    two_or_more = number(int, least=2)
+    add("--classes-per-batch", type=two_or_more, default=32, metavar="P", help="P, 2 or more")
+    add(
+        "--clips-per-class",
+        type=two_or_more,
+        default=4,
+        metavar="K",
+        help="K, 2 or more; the batch has P x K clips",
+    )
+
+
+def add_optimisation_flags(parser):
+    add = parser.add
+    parser.group("optimisation")
+    at_least_0 = number(float, least=0)
+    add("--epochs", type=number(int, least=1), default=100, help="passes over the training list")
+    add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="sgd: Nesterov momentum")
+    add(
+        "--lr",
+        type=number(float, above=0),
+        default=0.001,
+        help="highest learning rate; 0.001 to 0.002 for adamw, 0.01 for sgd",
+    )
+    add("--momentum", type=number(float, least=0, below=1), default=0.9, help="of sgd")
+    add(
+        "--weight-decay",
+        type=at_least_0,
+        default=0.05,
+        help="not for biases and batch normalisation; about 0.05 for adamw, 0.0005 for sgd",
+    )
+    add(
+        "--schedule",
+        choices=("cosine", "step", "constant"),
+        default="cosine",
+        help="of the learning rate after the warm-up",
+    )
+    add("--warmup-epochs", type=at_least_0, default=5.0, help="linear warm-up from zero")
+    add(
+        "--step-epochs",
+        type=number(int, least=1),
+        default=40,
+        help="with --schedule step: divide the learning rate by 10 after so many epochs",
+    )
+    add("--clip-gradient", type=at_least_0, default=5.0, help="largest gradient norm; 0: no limit")
+    add("--eval-every", type=number(int, least=1), default=5, help="epochs between validations")
+
+
+def add_clip_flags(parser):
+    add = parser.add
+    parser.group("clips and augmentation")
+    at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
+    add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
+    add("--size", type=at_least_1, default=112, help="height and width of the input, pixels")
+    add(
+        "--crop",
+        type=ratio,
+        default=0.875,
+        help="side of the central crop at test time, relative to the shorter side of the frame; "
+        "0.875 is 112 of 128",
+    )
+    add(
+        "--crop-scale",
+        type=ratio,
+        nargs=2,
+        default=[0.7, 1.0],
+        metavar=("LEAST", "MOST"),
+        help="range of the side of the random crop in training, relative to the shorter side",
+    )
+    add(
+        "--flip",
+        action=BooleanOptionalAction,
+        default=True,
+        help="mirror half of the training clips; use --no-flip if left and right are different "
+        "actions",
+    )
+    add(
+        "--colour-jitter",
+        type=number(float, least=0, below=1),
+        default=0.2,
+        help="largest change of brightness, contrast and saturation, drawn once per clip",
+    )
+
+
+def add_run_flags(parser):
+    add, switch = parser.add, BooleanOptionalAction
+    parser.group("run")
+    add("--restart", action="store_true", help="start from scratch in an existing run folder")
+    add(
+        "--seed",
+        type=number(int, least=0, below=2**32),
+        default=0,
+        help="random seed for weights, batches and augmentation",
+    )
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: cuda if there is a GPU, else cpu)")
+    add(
+        "--workers",
+        type=number(int, least=0),
+        default=min(8, processors()),
+        help="processes that read frames, for each training process",
+    )
+    add(
+        "--cache",
+        choices=CACHE_LOCATIONS,
+        default="none",
+        help="decode all clips once and keep them in a file, in memory or on the GPU",
+    )
+    at_least_1 = number(int, least=1)
+    add("--cache-frames", type=at_least_1, default=32, help="frames per video in the cache")
+    add("--cache-folder", help="folder of cache files (default: .cache in --frames)")
+    add("--amp", action=switch, default=True, help="mixed precision on GPUs; CPUs use float32")
+    add("--compile", action=switch, default=False, help="torch.compile: slow start, faster steps")
+    add(
+        "--sync-batch-norm",
+        action=switch,
+        default=False,
+        help="normalise over the clips of all GPUs; for few clips per GPU",
+    )
+    add(
+        "--deterministic",
+        action=switch,
+        default=False,
+        help="repeat runs bit for bit where PyTorch can; docs/scale.md says where it cannot",
+    )
+    add(
+        "--save-minutes",
+        type=number(float, least=0),
+        default=10.0,
+        help="save a checkpoint this often within an epoch; 0: only after epochs",
+    )
+    add("--save-steps", type=number(int, least=0), default=0, help="the same, counted in steps")
