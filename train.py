@@ -1,14 +1,19 @@
-"""Train a 3D network to give clips of the same action nearby hash codes.
+"""Train a 3D network that gives videos of the same action similar hash codes.
 
     python train.py --config configs/ucf101.yaml
     python train.py --config configs/folder.yaml --frames data/mine/frames \
         --splits data/mine/splits --output runs/mine
 
-The run folder receives last.pt (the newest epoch), best.pt (the best validation mAP),
-metrics.jsonl (one line an epoch) and TensorBoard files. The same command again resumes.
+The run folder receives last.pt (the newest state), best.pt (the best
+validation mAP), metrics.jsonl (a line per epoch) and TensorBoard files. The
+same command resumes an interrupted run.
 """
 
-import argparse
+from configs.flags import FREE_TO_CHANGE, MEMORY_FLAGS, parse_train_flags
+
+if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
+    ARGS = parse_train_flags(__doc__)
+
 import contextlib
 import hashlib
 import json
@@ -20,314 +25,80 @@ from pathlib import Path
 
 import torch
 import yaml
-from tqdm import tqdm
 
-from datasets.cache import CACHE_LOCATIONS, CachedDataset, build_cache
+from datasets.cache import CachedDataset, build_cache
 from datasets.frames import FrameDataset
 from datasets.loaders import build_loaders
 from datasets.splits import SplitError, check_disjoint, read_classes, read_split
 from datasets.transforms import augment, prepare
-from losses import DISTANCES, MINING
-from models import BACKBONES, build_network
+from losses import MINING
+from models import build_network
 from reports.figures import precision_at_figure, precision_recall_figure
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.metrics import evaluate
 from utils import distributed
-from utils.checkpoint import CheckpointTimer, NotFiniteError, TrainState, save_checkpoint
-from utils.config import (
-    folder_name,
-    fraction,
-    new_parser,
-    non_negative_float,
-    parse_args,
-    positive_float,
-    positive_int,
-    processors,
-    random_seed,
-    share,
-    two_or_more,
-    whole_number,
-)
-from utils.device import make_deterministic, mixed_precision, to_device
+from utils.checkpoint import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
+from utils.device import mixed_precision, set_deterministic, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
 from utils.run_log import RunLog, log_environment
-from utils.terminal import progress, safe_streams
+from utils.terminal import print_main, progress, safe_streams
 
-# These may differ when a run is resumed: they do not change what is learnt.
-FREE_SETTINGS = {
-    *("config", "restart", "workers", "device", "frames", "splits", "output"),
-    *("cache", "cache_folder", "cache_frames", "save_minutes", "save_steps", "eval_every"),
-}
-NETWORK_SETTINGS = ("backbone", "bits", "width", "shortcut", "dropout")
-COLLAPSED = 0.02  # standard deviation of a bit over a batch below which all codes are one
+NETWORK_FLAGS = ("backbone", "bits", "width", "shortcut", "dropout")
+CHECK_EVERY = 20  # steps between checks of the loss, since each waits for the GPU
+COLLAPSED = 0.02  # standard deviation of a bit over a batch below which all codes are equal
 COLLAPSE_ADVICE = (
-    "warning: the codes have collapsed, clips get nearly the same one. Usual remedies: lower --lr, "
-    "longer --warmup-epochs, --mining batch-all rather than batch-hard, more --classes-per-batch"
+    "warning: the codes have collapsed: nearly all clips have the same code. Usual remedies: a "
+    "lower --lr, longer --warmup-epochs, --mining batch-all, more --classes-per-batch"
 )
-GOES_ON = "the same command goes on there"
-CHECK_EVERY = 20  # steps between looks at the loss: each waits for the GPU
 
 
 class TrainingError(UserError):
-    """TrainState cannot go on; the message says what to change."""
+    """Training cannot continue; the message says what to change."""
 
 
-# fmt: off
-def build_parser():
-    parser = new_parser(__doc__)
-    switch = argparse.BooleanOptionalAction
-    add = parser.add_argument_group("run").add_argument
-    add("--config", help="YAML file of flags; what stands on the command line wins")
-    add("--frames", required=True, type=folder_name, help="what extract_frames.py wrote")
-    add("--splits", required=True, type=folder_name, help="what make_splits.py wrote")
-    add("--output", required=True, type=folder_name, help="run folder; an existing one is resumed")
-    add("--restart", action="store_true", help="begin anew in an existing run folder")
-    add("--seed", type=random_seed, default=0, help="of weights, batches and augmentation")
-    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: cuda where there is one")
-    add("--workers", type=whole_number, default=min(8, processors()),
-        help="processes that read frames, for each process that trains")
-    add("--cache", choices=CACHE_LOCATIONS, default="none",
-        help="decode all clips once and keep them: in a file, in memory, or on the GPU")
-    add("--cache-frames", type=positive_int, default=32, help="frames kept of each video")
-    add("--cache-folder", help="folder of cache files; .cache in --frames when not given")
-    add("--amp", action=switch, default=True, help="mixed precision on GPUs; CPUs use float32")
-    add("--compile", action=switch, default=False, help="torch.compile; slow start, faster steps")
-    add("--sync-batch-norm", action=switch, default=False,
-        help="batch normalisation over the GPUs of a torchrun, for few clips on each")
-    add("--deterministic", action=switch, default=False,
-        help="repeat runs bit for bit where PyTorch can; the README tells where it cannot on GPUs")
-    add("--save-minutes", type=non_negative_float, default=10,
-        help="checkpoint within epochs this often, besides after each; 0 for never")
-    add("--save-steps", type=whole_number, default=0, help="likewise, in steps")
-
-    add = parser.add_argument_group("clip and augmentation").add_argument
-    add("--clip-frames", type=positive_int, default=16, help="frames a clip; 16 or 32 are usual")
-    add("--size", type=positive_int, default=112, help="side of the network's input, pixels")
-    add("--crop", type=share, default=0.875,
-        help="side of the central test crop over the frame's shorter side; 0.875 is 112 of 128")
-    add("--crop-scale", type=share, nargs=2, default=[0.7, 1.0], metavar=("LEAST", "MOST"),
-        help="side of the random training crop over the frame's shorter side")
-    add("--flip", action=switch, default=True,
-        help="mirror half of the training clips; off where left and right are different actions")
-    add("--colour-jitter", type=fraction, default=0.2,
-        help="strength of brightness, contrast and saturation changes, one draw a clip")
-
-    add = parser.add_argument_group("network").add_argument
-    add("--backbone", choices=BACKBONES, default="resnet18", help="the README tells their cost")
-    add("--bits", type=positive_int, default=64, help="length of the hash code")
-    add("--width", type=positive_float, default=1.0, help="factor on channels; 0.5 suits a CPU")
-    add("--shortcut", choices=("A", "B"),
-        help="of ResNets where the size changes: A zero padding, B 1x1x1 convolution; when not "
-        "given, what the pretrained weights need, else B")
-    add("--dropout", type=fraction, default=0.0, help="before the hash layer; 0.5 suits C3D")
-
-    add = parser.add_argument_group("pretrained weights").add_argument
-    add("--pretrained", metavar="NAME_OR_PATH",
-        help="r3d18_kinetics400, which torchvision downloads, or a file of a known family (see the "
-        "README), a checkpoint of train.py, or none; it decides mean, range and channel order")
-    add("--backbone-lr-factor", type=positive_float, default=1.0,
-        help="learning rate of the backbone over that of the hash layer; 0.1 is usual")
-    add("--freeze-until", metavar="LAYER",
-        help="train only what comes after this layer: layer1 to layer4, conv1 to fc7 in C3D")
-    add("--freeze-batch-norm", action=switch, default=False,
-        help="keep the pretrained running means and variances; for small batches")
-
-    add = parser.add_argument_group("loss and batches").add_argument
-    add("--mining", choices=MINING, default="batch-all", help="which triplets of a batch count")
-    add("--distance", choices=DISTANCES, default="hamming",
-        help="between approximate codes: relaxed Hamming (bits), squared or plain Euclidean")
-    add("--margin", type=positive_float, help="in units of the distance; bits / 8 when not given")
-    add("--average", choices=("active", "valid"), default="active",
-        help="mean over the triplets with a loss above zero, or over all valid ones")
-    add("--batches", choices=("balanced", "random"), default="balanced",
-        help="P classes with K clips each, or P x K clips at random")
-    add("--classes-per-batch", type=two_or_more, default=8, help="P, 2 or more")
-    add("--clips-per-class", type=two_or_more, default=4, help="K, 2 or more; a batch is P x K")
-
-    add = parser.add_argument_group("optim").add_argument
-    add("--epochs", type=positive_int, default=100, help="times through the training list")
-    add("--optimizer", choices=("sgd", "adamw"), default="sgd", help="sgd has Nesterov momentum")
-    add("--lr", type=positive_float, default=0.01,
-        help="highest learning rate; 0.001 to 0.002 for adamw")
-    add("--momentum", type=fraction, default=0.9, help="of sgd")
-    add("--weight-decay", type=non_negative_float, default=5e-4,
-        help="not applied to biases and batch normalisation; about 0.05 for adamw")
-    add("--schedule", choices=("cosine", "step", "constant"), default="cosine",
-        help="of the learning rate after the warm-up")
-    add("--warmup-epochs", type=non_negative_float, default=5, help="linear warm-up from zero")
-    add("--step-epochs", type=positive_int, default=40,
-        help="epochs between divisions of the learning rate by 10, for --schedule step")
-    add("--clip-gradient", type=non_negative_float, default=5.0,
-        help="largest gradient norm; 0 for no limit")
-    add("--eval-every", type=positive_int, default=5, help="epochs between validations")
-    return parser
-# fmt: on
+# ==== data ====
 
 
-def has_diverged(what, step, args):
-    """The TrainingError that says what became infinite or NaN, and what was kept."""
-    last = Path(args.output) / "last.pt"
-    kept = f"{last} is from before that" if last.exists() else "no checkpoint was written"
-    return TrainingError(
-        f"{what} by step {step}; {kept}. Lower --lr or --clip-gradient, or look for damaged clips, "
-        "and --restart"
-    )
-
-
-def check_loss(totals, step, args):
-    """Raise TrainingError when the sum of losses is no number; this waits for a GPU."""
-    if not math.isfinite(totals[0].item()):
-        raise has_diverged(f"the loss became {totals[0].item()}", step, args)
-
-
-def state_of(training, step, args):
-    """The state of a run for last.pt. Raises TrainingError where it is infinite or NaN."""
-    try:
-        return training.state()
-    except NotFiniteError as error:
-        raise has_diverged(str(error), step, args) from error
-
-
-def train_one_epoch(training, network, loader, to_input, criterion, args, after_step):
-    """The batches of the epoch that are left. Returns a dict of means over all of them.
-
-    Every random number is a function of (seed, step, rank), so that a resumed run repeats a whole
-    one. network: training.model, or what wraps it. after_step: called with the number of steps.
-    """
-    device = next(network.parameters()).device
-    loss_device = torch.device("cpu") if device.type == "mps" else device  # Apple: no float64
-    precision = mixed_precision(device, args.amp)
-    generator = torch.Generator(device)
-    batches = len(loader)
-    totals = torch.tensor(training.totals or [0.0] * 5, dtype=torch.float64, device=loss_device)
-    bar = progress(loader, f"epoch {training.epoch + 1}/{args.epochs}", batches, "batch",
-                   leave=False, initial=training.batch)  # fmt: skip
-    network.train()
-    started, seen, rates = time.perf_counter(), 0, {}
-    for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
-        step = training.epoch * batches + training.batch
-        seed = (args.seed * 1_000_003 + step) * distributed.world_size() + distributed.rank()
-        torch.manual_seed(2**63 + seed)  # for dropout
-        generator.manual_seed(seed)  # for augmentation, another stream of random numbers
-        clips = to_input(clips.to(device, non_blocking=True), generator=generator)
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            codes = network(clips)  # (B, K) in (-1, 1)
-        labels = labels.to(loss_device, non_blocking=True)
-        codes, labels = distributed.gather_batch(codes.float().to(loss_device), labels)
-        loss, stats = criterion(codes, labels)
-
-        training.optimizer.zero_grad(set_to_none=True)
-        training.scaler.scale(loss * distributed.world_size()).backward()
-        training.scaler.unscale_(training.optimizer)
-        if args.clip_gradient:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), args.clip_gradient)
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        rates = {group["name"]: group["lr"] for group in training.optimizer.param_groups}
-        training.scheduler.step()
-        distributed.average_statistics(network)
-
-        magnitude, spread = codes.detach().abs().mean(), codes.detach().std(dim=0).mean()
-        totals += torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude, spread])
-        training.batch += 1
-        seen += len(labels)
-        if training.batch % CHECK_EVERY == 0 or training.batch == batches:
-            check_loss(totals, step + 1, args)
-            bar.set_postfix(loss=f"{totals[0].item() / training.batch:.3f}")
-        after_step(step + 1, totals)
-    training.totals = tuple(totals.tolist())
-    loss, active, valid, magnitude, spread = training.totals
-    return {
-        "train/loss": loss / batches,
-        "train/active_share": active / max(valid, 1),
-        "train/code_magnitude": magnitude / batches,
-        "train/code_spread": spread / batches,
-        "train/clips_per_second": seen / (time.perf_counter() - started),
-        **{f"train/learning_rate_{name}": rate for name, rate in rates.items()},
-    }
-
-
-def validate(model, loaders, to_input, device, amp):
-    """Metrics of `evaluate` for validation clips searched in training clips: two loaders."""
-    encoder = build_encoder(model, to_input, device, amp)
-    codes, labels = [], []
-    for loader in loaders:
-        rows = encode(encoder, loader, "validating")
-        codes.append(binarize(distributed.gather_rows(rows, len(loader.dataset))))
-        labels.append(torch.tensor(loader.dataset.labels))
-    return evaluate(codes[0], labels[0], codes[1], labels[1])
-
-
-def settings_of(args):
-    """The flags as plain values, with absolute paths, as they go into checkpoints."""
-    settings = dict(vars(args))
-    for key in ("frames", "splits", "output"):
-        settings[key] = os.path.abspath(settings[key])
-    return settings
-
-
-def config_of(args):
-    """The flags as a config that repeats the run: without those that name no value."""
-    unsaid = ("config", "restart")
-    return {k: v for k, v in settings_of(args).items() if v is not None and k not in unsaid}
-
-
-def open_sets(args, device):
-    """The training and the validation set, from frame folders or the cache, and the classes."""
+def build_datasets(args, device):
+    """(training set, validation set, class names), from frame folders or from the cache."""
     splits = Path(args.splits)
     classes = read_classes(splits)
-    sets = []
-    for part in ("train", "val"):
-        names, labels = read_split(splits / f"{part}.txt", len(classes))
-        data = FrameDataset(names, labels, args.frames, args.clip_frames)
-        stored = data.extracted if args.cache == "none" else args.cache_frames
-        if stored and stored < args.clip_frames:
-            where = "extract_frames.py --num-frames" if args.cache == "none" else "--cache-frames"
-            raise SplitError(f"--clip-frames {args.clip_frames}: only {stored} a video ({where})")
+    datasets = []
+    for split in ("train", "val"):
+        names, labels = read_split(splits / f"{split}.txt", len(classes))
+        dataset = FrameDataset(names, labels, args.frames, args.clip_frames)
+        check_clip_frames(dataset, args)
         if names and args.cache != "none":
             folder = args.cache_folder or Path(args.frames) / ".cache"
-            path = build_cache(data, args.cache_frames, folder, args.workers)
-            data = CachedDataset(data, path, args.cache, device)
-        sets.append(data)
-    if not len(sets[0]):
-        raise SplitError(f"{splits}/train.txt: names no videos")
-    check_disjoint(splits, sets[0].names, sets[1].names)
-    return *sets, classes
+            path = build_cache(dataset, args.cache_frames, folder, args.workers)
+            dataset = CachedDataset(dataset, path, args.cache, device)
+        datasets.append(dataset)
+    train_set, val_set = datasets
+    if not len(train_set):
+        raise SplitError(f"{splits}/train.txt: lists no videos")
+    check_disjoint(splits, train_set.names, val_set.names)
+    return train_set, val_set, classes
 
 
-def build_transforms(args, frame_size, normalisation):
-    """(what test.py and search.py must repeat, training transform, test transform) of clips."""
-    preprocessing = {
-        "clip_frames": args.clip_frames,
-        "frame_size": list(frame_size[:2]),
-        "size": args.size,
-        "crop": args.crop,
-        **normalisation,
-    }
-    to_train_input = partial(
-        augment,
-        preprocessing=preprocessing,
-        crop_scale=args.crop_scale,
-        flip=args.flip,
-        colour_jitter=args.colour_jitter,
-    )
-    return preprocessing, to_train_input, partial(prepare, preprocessing=preprocessing)
-
-
-@contextlib.contextmanager
-def lock_run(args):
-    """Keep other trainings out of the run folder; two would overwrite each other's checkpoints."""
-    lock = Path(args.output) / ".lock"
-    with file_lock(lock) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
-        yield
+def check_clip_frames(dataset, args):
+    """Raise SplitError if a video has fewer frames than a clip."""
+    if args.cache == "none":
+        stored, remedy = dataset.extracted, "extract_frames.py --num-frames"
+    else:
+        stored, remedy = args.cache_frames, "--cache-frames"
+    if stored and stored < args.clip_frames:
+        raise SplitError(
+            f"--clip-frames {args.clip_frames}: there are only {stored} frames per video; lower it "
+            f"or raise {remedy}"
+        )
 
 
 def describe_data(train_set, val_set, args):
-    """What the batches depend on beside the flags: a dict that resuming compares."""
-    lists = json.dumps([[data.names, data.labels] for data in (train_set, val_set)])
+    """What the batches depend on, apart from the flags: a dict that must be equal to resume."""
+    lists = json.dumps([[dataset.names, dataset.labels] for dataset in (train_set, val_set)])
     extraction = train_set.extraction or {"num_frames": None}
     is_cached = args.cache != "none"
     return {
@@ -339,171 +110,315 @@ def describe_data(train_set, val_set, args):
     }
 
 
-def open_run(run, training, settings, data, args, device):
-    """Prepare the run folder and go on from its newest whole checkpoint, unless --restart.
+def build_transforms(args, frame_size, normalisation):
+    """(preprocessing, training transform, test transform).
 
-    Returns the RunLog on the main process, else None.
+    The transforms turn uint8 clips (B, T, H, W, 3) into float32 (B, 3, T, S, S); preprocessing is
+    the dict that test.py and search.py need to do the same.
     """
-    last, previous, best = (run / f"{name}.pt" for name in ("last", "previous", "best"))
+    preprocessing = {
+        "clip_frames": args.clip_frames,
+        "frame_size": list(frame_size[:2]),
+        "size": args.size,
+        "crop": args.crop,
+        **normalisation,
+    }
+    train_transform = partial(
+        augment,
+        preprocessing=preprocessing,
+        crop_scale=args.crop_scale,
+        flip=args.flip,
+        colour_jitter=args.colour_jitter,
+    )
+    return preprocessing, train_transform, partial(prepare, preprocessing=preprocessing)
+
+
+# ==== an epoch ====
+
+
+def train_step(state, ddp_model, clips, labels, criterion, args):
+    """One optimiser step on clips (B, 3, T, S, S) and labels (B,).
+
+    Returns (5,) float64: loss, active triplets, valid triplets, mean |code|, mean deviation of a
+    bit over the batch.
+    """
+    device = clips.device
+    precision = mixed_precision(device, args.amp)
+    with torch.autocast(device.type, precision, enabled=precision is not None):
+        codes = ddp_model(clips)  # (B, K) in (-1, 1)
+    codes, labels = distributed.gather_batch(codes.float().to(labels.device), labels)
+    loss, stats = criterion(codes, labels)
+
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss * distributed.world_size()).backward()
+    state.scaler.unscale_(state.optimizer)
+    if args.clip_gradient:
+        torch.nn.utils.clip_grad_norm_(ddp_model.parameters(), args.clip_gradient)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    distributed.average_statistics(ddp_model)
+
+    magnitude, spread = codes.detach().abs().mean(), codes.detach().std(dim=0).mean()
+    return torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude, spread])
+
+
+def seed_step(seed, step, generator):
+    """Make all random numbers a function of (seed, step, rank): a resumed run repeats them."""
+    seed = (seed * 1_000_003 + step) * distributed.world_size() + distributed.rank()
+    torch.manual_seed(2**63 + seed)  # for dropout
+    generator.manual_seed(seed)  # for augmentation: a separate stream of random numbers
+
+
+def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints, timer, args):
+    """Train on the remaining batches of an epoch; save and stop where `timer` says so.
+
+    Returns {name: mean over the epoch}. Raises TrainingError if training diverges, and
+    distributed.Stopped after a signal.
+    """
+    device = next(ddp_model.parameters()).device
+    loss_device = torch.device("cpu") if device.type == "mps" else device  # Apple has no float64
+    generator = torch.Generator(device)
+    totals = torch.tensor(state.totals or [0.0] * 5, dtype=torch.float64, device=loss_device)
+    title, batches = f"epoch {state.epoch + 1}/{args.epochs}", len(loader)
+    bar = progress(loader, title, batches, "batch", leave=False, initial=state.batch)
+    ddp_model.train()
+    started, first_batch, rates = time.perf_counter(), state.batch, {}
+    for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
+        step = state.epoch * batches + state.batch
+        seed_step(args.seed, step, generator)
+        clips = transform(clips.to(device, non_blocking=True), generator=generator)
+        labels = labels.to(loss_device, non_blocking=True)
+        totals += train_step(state, ddp_model, clips, labels, criterion, args)
+        rates = {group["name"]: group["lr"] for group in state.optimizer.param_groups}
+        state.scheduler.step()
+        state.batch += 1
+
+        save_now, stop_now = timer.check(step + 1)
+        if save_now or state.batch % CHECK_EVERY == 0 or state.batch == batches:
+            state.totals = tuple(totals.tolist())  # waits for the GPU
+            check_loss(state.totals[0], step + 1, args)
+            bar.set_postfix(loss=f"{state.totals[0] / state.batch:.3f}")
+        if save_now:
+            check_weights(state, step + 1, args)
+            checkpoints.save_last()
+        if stop_now:
+            distributed.barrier()  # no process may end while the main one saves
+            raise distributed.Stopped(f"train.py: stopped after step {step + 1}; rerun to resume")
+    clips_seen = (state.batch - first_batch) * args.classes_per_batch * args.clips_per_class
+    return summarise(state.totals, batches, rates, clips_seen / (time.perf_counter() - started))
+
+
+def summarise(totals, batches, rates, clips_per_second):
+    """The sums over the `batches` of an epoch as means, with the learning rates of its end."""
+    loss, active, valid, magnitude, spread = totals
+    return {
+        "train/loss": loss / batches,
+        "train/active_share": active / max(valid, 1),
+        "train/code_magnitude": magnitude / batches,
+        "train/code_spread": spread / batches,
+        "train/clips_per_second": clips_per_second,
+        **{f"train/learning_rate_{name}": rate for name, rate in rates.items()},
+    }
+
+
+def check_loss(total, step, args):
+    """Raise TrainingError if the sum of losses is not finite."""
+    if not math.isfinite(total):
+        raise has_diverged(f"the loss became {total}", step, args)
+
+
+def check_weights(state, step, args):
+    """Raise TrainingError if the weights or the state of the optimiser are not finite."""
+    try:
+        state.check_finite()
+    except NotFiniteError as error:
+        raise has_diverged(str(error), step, args) from error
+
+
+def has_diverged(what, step, args):
+    """The TrainingError that says what became infinite or NaN, and which checkpoint is intact."""
+    last = Path(args.output) / "last.pt"
+    kept = f"{last} was saved before that" if last.exists() else "no checkpoint was saved"
+    return TrainingError(
+        f"{what} by step {step}; {kept}. Lower --lr or --clip-gradient, or look for damaged clips, "
+        "then rerun with --restart"
+    )
+
+
+def validate(model, eval_loaders, transform, device, args):
+    """Metrics of `evaluate`: validation clips are queries, training clips are the database."""
+    encoder = build_encoder(model, transform, device, args.amp)
+    codes, labels = [], []
+    for loader in eval_loaders:
+        rows = encode(encoder, loader, "validating")
+        codes.append(binarize(distributed.gather_rows(rows, len(loader.dataset))))
+        labels.append(torch.tensor(loader.dataset.labels))
+    return evaluate(codes[0], labels[0], codes[1], labels[1])
+
+
+# ==== the run folder ====
+
+
+def run_settings(args):
+    """The flags as plain values, with absolute paths, as checkpoints hold them."""
+    absolute = {key: os.path.abspath(getattr(args, key)) for key in ("frames", "splits", "output")}
+    return {**vars(args), **absolute}
+
+
+def open_run(checkpoints, device, args):
+    """Prepare the run folder, and resume the run that is there, unless --restart.
+
+    Returns a RunLog in the main process, None in the others.
+    """
     if distributed.is_main():
-        for path in [*run.glob(".*.partial"), *[last, previous, best] * args.restart]:
-            path.unlink(missing_ok=True)  # else a new run could end with an old one's best
-    if resumable := [path for path in (last, previous) if path.exists() and not args.restart]:
-        complaint = training.resume(resumable, settings, data, FREE_SETTINGS)
-        if complaint:
-            tell(f"{complaint}; going on from {previous} instead")
-            last.unlink(missing_ok=True)  # or it would become the next previous.pt
-        tell(f"resuming {run} at epoch {training.epoch + 1}, batch {training.batch + 1}")
+        checkpoints.clean(restart=args.restart)
+    problem = None if args.restart else checkpoints.resume(FREE_TO_CHANGE)
+    state, folder = checkpoints.state, checkpoints.folder
+    if problem:
+        print_main(f"{problem}; resuming from {folder / 'previous.pt'} instead")
+    if state.epoch or state.batch:
+        print_main(f"resuming {folder} at epoch {state.epoch + 1}, batch {state.batch + 1}")
     if not distributed.is_main():
         return None
-    log = RunLog(run, training.epoch)
-    write_text(run / "config.yaml", yaml.safe_dump(config_of(args), sort_keys=False))
-    log_environment(run / "environment.jsonl", device, distributed.world_size())
+    log = RunLog(folder, state.epoch)
+    config = {key: value for key, value in run_settings(args).items() if value is not None}
+    config = {key: value for key, value in config.items() if key not in ("config", "restart")}
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    log_environment(folder / "environment.jsonl", device, distributed.world_size())
     return log
 
 
-def main(args):
-    # ==== data ====
-    device = distributed.start(args.device)
-    train_set, val_set, classes = open_sets(args, device)
-    train_loader, *eval_loaders = build_loaders(
-        train_set, val_set, args, distributed.rank(), distributed.world_size()
+def lock_run(args):
+    """Keep other trainings out of the run folder: two would overwrite each other's checkpoints."""
+    if os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return file_lock(Path(args.output) / ".lock")
+
+
+def log_epoch(log, record, metrics, args):
+    """Write an epoch to metrics.jsonl, TensorBoard and the terminal."""
+    line = (
+        f"epoch {record['epoch'] + 1:3}/{args.epochs}  loss {record['train/loss']:8.4f}  "
+        f"active {record['train/active_share']:6.1%}  "
+        f"{record['train/clips_per_second']:6.1f} clips/s"
+    )
+    if metrics:
+        record["val/map"] = metrics["map"]
+        line += f"  val mAP {metrics['map']:.4f}"
+    if log:
+        log.write(record)
+    if log and metrics:
+        curves = {"validation": metrics}
+        log.add_figure("val/precision_recall", precision_recall_figure(curves), record["epoch"])
+        log.add_figure("val/precision_at", precision_at_figure(curves), record["epoch"])
+    print_main(line)
+    if record["train/code_spread"] < COLLAPSED:
+        print_main(COLLAPSE_ADVICE)
+
+
+def describe_run(model, device, train_set, val_set, classes, args):
+    """One line for the terminal: the model and the data."""
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"{args.backbone}, {args.bits} bits, {parameters:.1f} M parameters on {device}; "
+        f"{len(train_set)} training and {len(val_set)} validation clips of {len(classes)} classes"
     )
 
-    # ==== network ====
+
+# ==== main ====
+
+
+def build_model(args, device):
+    """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
     torch.manual_seed(args.seed)
-    settings = {key: getattr(args, key) for key in NETWORK_SETTINGS}
+    settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
     model, settings, normalisation, source = build_network(settings, args.pretrained)
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.freeze(args.freeze_until, args.freeze_batch_norm)
-    preprocessing, to_train_input, to_test_input = build_transforms(
-        args, train_set.frame_size, normalisation
-    )
     to_device(model, device)
-    network = distributed.data_parallel(model)
-    network = torch.compile(network) if args.compile else network
+    if source:
+        print_main(f"backbone from {source['file']} ({source['family']})")
+    return model, {"network": settings, "pretrained": source}, normalisation
 
-    # ==== loss and optimiser ====
-    criterion = partial(
-        MINING[args.mining], margin=args.margin, distance=args.distance, average=args.average
-    )
+
+def build_train_state(model, steps_per_epoch, device, args):
+    """The TrainState with optimiser, learning-rate schedule and gradient scaler."""
     modules = {"backbone": (model.backbone, args.backbone_lr_factor), "hash": (model.hash, 1.0)}
     optimizer = build_optimizer(modules, args)
-    scheduler = build_scheduler(optimizer, args, len(train_loader))
-    half = mixed_precision(device, args.amp) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
-    training = TrainState(model, optimizer, scheduler, scaler)
+    scheduler = build_scheduler(optimizer, args, steps_per_epoch)
+    is_half = mixed_precision(device, args.amp) == torch.float16
+    return TrainState(
+        model, optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=is_half)
+    )
+
+
+def main(args):
+    device = distributed.start(args.device)
+    set_deterministic(args.deterministic)
+
+    # ==== data ====
+    train_set, val_set, classes = build_datasets(args, device)
+    world = distributed.rank(), distributed.world_size()
+    train_loader, *eval_loaders = build_loaders(train_set, val_set, args, *world)
+
+    # ==== model ====
+    model, metadata, normalisation = build_model(args, device)
+    preprocessing, train_transform, test_transform = build_transforms(
+        args, train_set.frame_size, normalisation
+    )
+    ddp_model = distributed.data_parallel(model)
+    ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
+
+    # ==== loss and optimiser ====
+    loss_options = {"margin": args.margin, "distance": args.distance, "average": args.average}
+    criterion = partial(MINING[args.mining], **loss_options)
+    state = build_train_state(model, len(train_loader), device, args)
 
     # ==== run folder ====
-    run = Path(args.output)
-    settings_now, data = settings_of(args), describe_data(train_set, val_set, args)
-    log = open_run(run, training, settings_now, data, args, device)
-    if source:
-        tell(f"backbone from {source['file']} ({source['family']})")
-    parameters = sum(p.numel() for p in model.parameters())
-    tell(
-        f"{args.backbone}, {args.bits} bits, {parameters / 1e6:.1f} M parameters on {device}; "
-        f"{len(train_set)} training and {len(val_set)} validation clips of {len(classes)} classes"
-    )
-    timer = CheckpointTimer(args.save_minutes, args.save_steps)
-    about = {
-        "network": settings,
+    metadata |= {
         "preprocessing": preprocessing,
-        "pretrained": source,
         "classes": classes,
-        "settings": settings_now,
-        "data": data,
+        "settings": run_settings(args),
+        "data": describe_data(train_set, val_set, args),
         "videos": {"train": train_set.names, "val": val_set.names},
     }
-
-    def save(name, **more):
-        if distributed.is_main():
-            content = {**about, "epoch": training.epoch, "model": model.state_dict(), **more}
-            save_checkpoint(run / name, content, run / "previous.pt" if name == "last.pt" else None)
-
-    def after_step(step, totals):
-        save_now, leave = timer.check(step)
-        if save_now:
-            check_loss(totals, step, args)
-            training.totals = tuple(totals.tolist())
-            save("last.pt", training=state_of(training, step, args))
-        if leave:
-            distributed.barrier()  # the others must not leave while the first one saves
-            raise distributed.Stopped(f"train.py: stopped after step {step}; {GOES_ON}")
+    checkpoints = RunCheckpoints(args.output, state, metadata)
+    log = open_run(checkpoints, device, args)
+    timer = CheckpointTimer(args.save_minutes, args.save_steps)
+    print_main(describe_run(model, device, train_set, val_set, classes, args))
 
     # ==== loop ====
-    batches = len(train_loader)
-    while training.epoch < args.epochs:
-        train_loader.batch_sampler.set_position(training.epoch, training.batch)
-        record = {"epoch": training.epoch}
+    while state.epoch < args.epochs:
+        train_loader.batch_sampler.set_position(state.epoch, state.batch)
+        record = {"epoch": state.epoch}
         record |= train_one_epoch(
-            training, network, train_loader, to_train_input, criterion, args, after_step
+            state, ddp_model, train_loader, train_transform, criterion, checkpoints, timer, args
         )
-        state = state_of(training, (training.epoch + 1) * batches, args)
-        is_last = training.epoch + 1 == args.epochs
-        is_best = is_last and not len(val_set)
-        if len(val_set) and (is_last or (training.epoch + 1) % args.eval_every == 0):
-            try:
-                with timer.leaving_at_once():
-                    metrics = validate(model, eval_loaders, to_test_input, device, args.amp)
-            except distributed.Stopped:
-                save("last.pt", training=state)
-                raise distributed.Stopped(
-                    f"train.py: stopped before validation; {GOES_ON}"
-                ) from None
-            record["val/map"] = metrics["map"]
-            is_best = metrics["map"] >= training.best_map  # of equal ones the one trained longest
-            training.best_map = max(training.best_map, metrics["map"])
-            if log:
-                curves = {"validation": metrics}
-                log.add_figure(
-                    "val/precision_recall", precision_recall_figure(curves), record["epoch"]
-                )
-                log.add_figure("val/precision_at", precision_at_figure(curves), record["epoch"])
-        training.epoch, training.batch, training.totals = training.epoch + 1, 0, ()
-        if log:
-            log.write(record)
-        tell(describe(record, args))
-        if record["train/code_spread"] < COLLAPSED:
-            tell(COLLAPSE_ADVICE)
-        if is_best:  # first, so that a kill between the two repeats this epoch and loses neither
-            save("best.pt", val_map=training.best_map)
-        save("last.pt", training=training.state())
-    tell(f"{run / 'best.pt'} and {run / 'last.pt'}: test them with test.py --checkpoint")
-
-
-def tell(line):
-    """Print from one process, above the progress bar."""
-    if distributed.is_main():
-        tqdm.write(line)
-
-
-def describe(record, args):
-    """One line for the terminal about an epoch."""
-    line = (
-        f"epoch {record['epoch'] + 1:3}/{args.epochs}  loss {record['train/loss']:8.4f}  "
-        f"active {record['train/active_share']:6.1%}  "
-        f"{record['train/clips_per_second']:6.1f} clips/s"
-    )
-    return line + (f"  val mAP {record['val/map']:.4f}" if "val/map" in record else "")
+        check_weights(state, (state.epoch + 1) * len(train_loader), args)
+        is_last = state.epoch + 1 == args.epochs
+        is_best, metrics = is_last and not len(val_set), None
+        if len(val_set) and (is_last or (state.epoch + 1) % args.eval_every == 0):
+            with timer.saving_on_signal(checkpoints):
+                metrics = validate(model, eval_loaders, test_transform, device, args)
+            is_best = metrics["map"] >= state.best_map  # if equal, the one trained for longer
+            state.best_map = max(state.best_map, metrics["map"])
+        state.epoch, state.batch, state.totals = state.epoch + 1, 0, ()
+        log_epoch(log, record, metrics, args)
+        if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
+            checkpoints.save_best()
+        checkpoints.save_last()
+    last, best = checkpoints.folder / "last.pt", checkpoints.folder / "best.pt"
+    print_main(f"saved {best} and {last}; next: python test.py --checkpoint {best}")
 
 
 if __name__ == "__main__":
-    with safe_streams("train.py"):
-        parser = build_parser()
-        args = parse_args(parser)
-        if args.crop_scale[0] > args.crop_scale[1]:
-            parser.error("--crop-scale: the least is above the most")
-        if args.margin is None and args.distance != "hamming":
-            parser.error(f"--distance {args.distance} needs --margin, in its own units")
-        args.margin = args.margin or args.bits / 8
-        if args.deterministic:
-            make_deterministic()
-        else:
-            torch.backends.cudnn.benchmark = True
-        to_lower = "--classes-per-batch, --clip-frames, --size or --width"
-        with distributed.together(), exit_on_user_error("train.py", to_lower), lock_run(args):
-            main(args)
+    with (
+        safe_streams("train.py"),
+        distributed.together(),
+        exit_on_user_error("train.py", MEMORY_FLAGS),
+        lock_run(ARGS),
+    ):
+        main(ARGS)

@@ -53,8 +53,8 @@ def one_of_two(rank, port, folder):
             "gathered": distributed.gather_rows(rows, 7),
             "few": distributed.gather_rows(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
             "any": [
-                distributed.ask_all([rank == 1, False])(),
-                distributed.ask_all([False, rank == 0])(),
+                distributed.async_any([rank == 1, False])(),
+                distributed.async_any([False, rank == 0])(),
             ],
             "main": distributed.is_main(),
         }

@@ -30,7 +30,7 @@ from datasets.loaders import ClipLoader
 from models import build_model
 from retrieval.encode import build_encoder
 from utils import distributed
-from utils.checkpoint import CheckpointError, NotFiniteError, TrainState, floats_of
+from utils.checkpoint import CheckpointError, NotFiniteError, TrainState, find_floats
 from utils.device import choose_device, mixed_precision
 from utils.errors import UserError, exit_on_user_error, explain
 
@@ -139,7 +139,7 @@ def test_no_checkpoint_holds_infinite_or_nan_weights(rate, optimizer, demo, tmp_
     for path in (tmp_path / "run").glob("*.pt"):
         content = torch.load(path, weights_only=True)
         state = content.get("training", content["model"])
-        assert all(tensor.isfinite().all() for tensor in floats_of(state)), path.name
+        assert all(tensor.isfinite().all() for tensor in find_floats(state)), path.name
 
 
 def make_training(enabled):
@@ -434,7 +434,7 @@ def test_training_under_bfloat16_follows_float32(train_here):
     whole, _ = train_here("float32")
     with torch.backends.mkldnn.flags(enabled=False):  # whose backward pass crashes on some CPUs
         half, checkpoint = train_here("bfloat16", precision=torch.bfloat16)
-    assert all(tensor.dtype == torch.float32 for tensor in floats_of(checkpoint["model"]))
+    assert all(tensor.dtype == torch.float32 for tensor in find_floats(checkpoint["model"]))
     losses = [records[0]["train/loss"] for records in (whole, half)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
 

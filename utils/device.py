@@ -1,4 +1,4 @@
-"""Where and how PyTorch computes: device, memory format, precision, determinism."""
+"""Device, memory format, precision and determinism of PyTorch."""
 
 import os
 
@@ -8,24 +8,24 @@ from utils.errors import UserError
 
 
 def choose_device(name):
-    """The torch.device of a name such as "cpu", "cuda", "cuda:1" or "mps"; None chooses.
+    """The torch.device of a name such as "cpu", "cuda", "cuda:1" or "mps".
 
-    Raises UserError where there is no such device.
+    None means a GPU if there is one, else the CPU. Raises UserError if there is no such device.
     """
     local, local_size = (int(os.environ.get(f"LOCAL_{key}", 0)) for key in ("RANK", "WORLD_SIZE"))
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or not (number.isdecimal() or number == ""):
-        raise UserError(f"--device {name}: give cpu, cuda, cuda:1 or mps")
+        raise UserError(f"--device {name}: must be cpu, cuda, cuda:1 or mps")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {name}: PyTorch finds no Apple GPU here")
+        raise UserError(f"--device {name}: PyTorch finds no Apple GPU")
     if kind != "cuda":
         return torch.device(kind)
     if number and local_size > 1:
         raise UserError(
-            f"--device {name} puts all {local_size} processes on one GPU; leave it out, or name "
-            "the GPUs with CUDA_VISIBLE_DEVICES"
+            f"--device {name} puts all {local_size} processes on one GPU; remove it, and choose "
+            "GPUs with CUDA_VISIBLE_DEVICES"
         )
     index = int(number or local)
     if index >= torch.cuda.device_count():
@@ -35,14 +35,14 @@ def choose_device(name):
 
 
 def to_device(model, device):
-    """Put a network on `device`, with its tensors in the order that convolutions are fastest in."""
+    """Move a model to `device`, in the channels-last memory format."""
     model.to(device)
-    if device.type != "mps":  # faster in half precision and on CPUs; Apple GPUs lack it
+    if device.type != "mps":  # faster in half precision and on CPUs; MPS does not have it
         model.to(memory_format=torch.channels_last_3d)
 
 
 def mixed_precision(device, wanted):
-    """The dtype for autocast: bfloat16, float16 on GPUs without it, None on CPUs or unwanted.
+    """The dtype for autocast: bfloat16, float16 on GPUs without bfloat16, None for float32.
 
     device: torch.device. wanted: bool.
     """
@@ -52,12 +52,13 @@ def mixed_precision(device, wanted):
     return torch.bfloat16 if in_hardware else torch.float16
 
 
-def make_deterministic():
-    """Have PyTorch repeat its results bit for bit, and warn where it cannot.
+def set_deterministic(is_on):
+    """Make PyTorch repeat its results bit for bit, with a warning where it cannot; or be fast.
 
     On CUDA the backward passes of 3D max-pooling and adaptive pooling have no deterministic form:
     https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not is_on
+    if is_on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)

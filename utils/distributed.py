@@ -1,8 +1,8 @@
-"""Several processes as one: everything here does nothing where there is only one.
+"""Training and evaluation in several processes. With one process, all functions do nothing.
 
-`torchrun --nproc-per-node 8 train.py ...` starts the processes, on one machine or, with torchrun's
-rendezvous flags, on several. Tensors of GPUs are exchanged by NCCL; what the processes tell each
-other from the CPU (flags, metrics) goes through Gloo, so that it never waits for a GPU.
+`torchrun --nproc-per-node 8 train.py ...` starts the processes, on one machine or, with the
+rendezvous flags of torchrun, on several. NCCL exchanges GPU tensors; Gloo exchanges flags and
+metrics on the CPU, and never waits for a GPU.
 Sources: PyTorch's documentation of torch.distributed, torchrun and DistributedDataParallel.
 """
 
@@ -21,25 +21,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from utils.device import choose_device
 from utils.errors import UserError, is_lost_connection
 
-# Long, because one process may validate or read a slow video while the others wait for it.
+# Long, because the others wait while one process validates or reads a slow video.
 TIMEOUT = timedelta(hours=1)
 _cpu_group = None  # None is the default group, which is Gloo where there is no GPU
-_watcher = None  # the thread that waits for failures of other processes
+_watcher = None  # the thread that waits for a failure of another process
 _finished = threading.Event()
 
 
 class Stopped(SystemExit):
-    """All processes leave as they were asked to: nothing failed."""
+    """The run was asked to stop: all processes exit, and nothing failed."""
 
 
-# ==== joining and leaving ====
+# ==== start and end ====
 
 
 def start(device=None):
-    """Join the processes that torchrun started, if it did. Returns this process's torch.device.
+    """Join the process group if torchrun started this process. Returns its torch.device.
 
-    device: a name, or None for this process's GPU where there is one and else the CPU.
-    Raises UserError for a device that is not there, or for tasks that do not know of each other.
+    device: a name, or None for the GPU of this process if there is one, else the CPU.
+    Raises UserError if there is no such device, or if processes were started without torchrun.
     """
     global _cpu_group, _watcher
     device = choose_device(device)
@@ -48,7 +48,7 @@ def start(device=None):
     elif not dist.is_initialized():
         on_gpu = device.type == "cuda"
         store, rank, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # Under torchrun --max-restarts one store serves all attempts, with addresses of the dead.
+        # With torchrun --max-restarts the store still holds addresses of the killed processes.
         store = dist.PrefixStore(_attempt(), store)
         options = {"store": store, "rank": rank, "world_size": count, "timeout": TIMEOUT}
         dist.init_process_group(
@@ -61,13 +61,13 @@ def start(device=None):
 
 
 def _refuse_separate_tasks():
-    """`srun` or `mpirun` alone start processes that would all do the whole work at once."""
+    """Raise UserError for processes of plain `srun` or `mpirun`: each would do all the work."""
     launchers = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
     for variable, launcher in launchers.items():
         if int(os.environ.get(variable, 1)) > 1:
             raise UserError(
-                f"{launcher} started {os.environ[variable]} tasks that do not know of each other; "
-                "start one per machine, with torchrun: srun --ntasks-per-node 1 torchrun --nnodes "
+                f"{launcher} started {os.environ[variable]} separate tasks; start one task per "
+                "machine, with torchrun: srun --ntasks-per-node 1 torchrun --nnodes "
                 "$SLURM_NNODES --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint "
                 f"FIRST_HOST:29500 {os.path.basename(sys.argv[0])} ..."
             )
@@ -75,30 +75,31 @@ def _refuse_separate_tasks():
 
 @contextlib.contextmanager
 def together():
-    """Leave all processes at the end of the body, and at once where one of them fails.
+    """End all processes after the body, or as soon as one of them fails.
 
-    A process that fails prints its error, tells the others and ends: taking down NCCL could wait
-    for collectives that never finish. The others end within seconds, with the first error.
+    A process that fails prints its error, records it in the store and exits without shutting down
+    NCCL, which could wait for collectives that never finish. The others read the record and exit
+    within seconds.
     """
     try:
         yield
     except BaseException as error:
         if dist.is_initialized():
-            _leave(error)
+            _exit_after(error)
         raise
     if dist.is_initialized():
         _finished.set()
         _watcher.join()
-        # A barrier has no tensors. Gloo's threads free those of other works a moment after the work
-        # is done; they need the interpreter for it, and abort the process where that has ended.
+        # Gloo's threads free the tensors of a collective a moment after it is done; if Python has
+        # ended by then, the process aborts. A barrier has no tensors.
         barrier()
         dist.destroy_process_group()
 
 
-def _leave(error):
-    """Print `error` as Python would, tell the other processes and end this one."""
+def _exit_after(error):
+    """Print `error` as Python would, record it for the other processes and exit."""
     if is_lost_connection(error.__context__ or error):
-        time.sleep(3)  # in which `_watch` ends this process with the first error, if there is one
+        time.sleep(3)  # meanwhile `_watch` may end this process with the first error
     lines = traceback.format_exception(error)
     if isinstance(error, SystemExit):
         lines = [f"{error.code}\n"] if isinstance(error.code, str) else []
@@ -106,7 +107,7 @@ def _leave(error):
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush(), sys.stderr.flush()
     if not isinstance(error, Stopped):
-        with contextlib.suppress(RuntimeError):  # who keeps the store may have left
+        with contextlib.suppress(RuntimeError):  # the process that holds the store may have ended
             _connect().compare_set(_failure_key(), "", (lines or ["it failed"])[-1].strip())
             _let_others_read()
     status = error.code if isinstance(error, SystemExit) else 1
@@ -114,55 +115,57 @@ def _leave(error):
 
 
 def _let_others_read():
-    """Without torchrun the first process keeps the store, which ends with it."""
+    """Wait, if the store may end with this process: without torchrun the main process holds it."""
     if is_main():
         time.sleep(2)
 
 
 def _connect():
-    """A connection of its own to the store at which the processes of the run met."""
+    """A new connection to the store of the process group."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=20))
 
 
 def _attempt():
-    """The name of this start of the processes, which torchrun --max-restarts counts."""
+    """The name of this start of the processes; torchrun --max-restarts counts them."""
     return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _failure_key():
-    """Where a failure is told."""
+    """The key in the store under which a failure is recorded."""
     return f"failure of {_attempt()}"
 
 
 def _watch(store):
-    """End this process, wherever it is, when another one has told that it failed."""
+    """Exit, whatever this process is doing, when another process has recorded a failure."""
     reason = None
     while reason is None and not _finished.wait(1):
         try:
             if store.check([_failure_key()]):
                 reason = store.get(_failure_key()).decode()
         except RuntimeError:
-            reason = "the process that they all met at has ended"
+            reason = "the process that holds the store has ended"
     if not _finished.is_set():
         print(f"another process of this run failed: {reason}", file=sys.stderr, flush=True)
         _let_others_read()
         os._exit(1)
 
 
-# ==== who is who ====
+# ==== ranks ====
 
 
 def rank():
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size():
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main():
-    """Whether this process is the one that writes and prints."""
+    """Whether this process writes files and prints: rank 0."""
     return rank() == 0
 
 
@@ -176,7 +179,7 @@ def barrier():
 
 
 def data_parallel(model):
-    """The model to call in training: gradients are averaged over the processes after backward."""
+    """The model to call in training: backward averages its gradients over the processes."""
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
@@ -189,9 +192,9 @@ def data_parallel(model):
 
 @torch.no_grad()
 def average_statistics(model):
-    """Give every process the mean of all running means and variances of batch normalisation.
+    """Average the running means and variances of batch normalisation over the processes.
 
-    Asked after each step, so that all processes validate, and save, one and the same network.
+    Called after each step, so that all processes validate and save the same model.
     """
     if world_size() == 1:
         return
@@ -207,11 +210,11 @@ def average_statistics(model):
 
 
 def gather_batch(codes, labels):
-    """The global batch: (B, K) codes and (B,) labels of all processes, from B / ranks of each.
+    """The global batch: codes (B, K) and labels (B,) of all processes, B / world_size() of each.
 
-    A gradient reaches only this process's codes: every process computes the same loss, so that its
-    own part is exact. Data parallelism then averages over processes what should be summed, hence
-    the loss must be multiplied by `world_size()` before backward.
+    Every process computes the same loss, and the gradient of its own codes is exact; the other
+    codes get none. DistributedDataParallel averages gradients that should be summed, so the caller
+    multiplies the loss by `world_size()` before backward.
     """
     if world_size() == 1:
         return codes, labels
@@ -226,11 +229,11 @@ def gather_batch(codes, labels):
 # ==== between the steps ====
 
 
-def ask_all(flags):
-    """Start to ask whether any process has each of the `flags` (list of bool) set.
+def async_any(flags):
+    """Start a reduction: for each of `flags` (list of bool), is it set in any process?
 
-    All processes must ask. Returns a function that gives the answer, the same on all of them; by
-    the next step it is there, so that nobody waits.
+    All processes must call this. Returns a function that returns the list of answers, the same in
+    all processes. Call it one step later, when the answers have arrived without waiting.
     """
     if world_size() == 1:
         return lambda: flags
@@ -245,23 +248,23 @@ def ask_all(flags):
 
 
 def gather_rows(rows, count):
-    """The (count, ...) tensor of which each process holds rows rank, rank + ranks, ...; on all.
+    """All (count, ...) rows, in every process; `rows` are the rows rank, rank + world_size, ...
 
-    rows: None on a process that has none, where there are fewer rows than processes.
+    rows: None in a process that has none, if there are fewer rows than processes.
     """
     if world_size() == 1:
         return rows
-    parts = gather(rows)
-    some = next(part for part in parts if part is not None)
+    gathered = gather(rows)
+    some = next(rows for rows in gathered if rows is not None)
     whole = some.new_empty(count, *some.shape[1:])
-    for first, part in enumerate(parts):
-        if part is not None:
-            whole[first :: world_size()] = part
+    for first, rows in enumerate(gathered):
+        if rows is not None:
+            whole[first :: world_size()] = rows
     return whole
 
 
 def gather(value):
-    """What each process gives, as a list on every process; all of them wait here."""
+    """The values of all processes as a list, in every process; waits for all of them."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()

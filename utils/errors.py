@@ -1,4 +1,4 @@
-"""Errors that users can fix, as one line on the way out of a script."""
+"""Errors that users can fix: one line instead of a traceback."""
 
 import contextlib
 import errno
@@ -16,12 +16,12 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def exit_on_user_error(script, to_lower):
-    """Leave with `script: reason` instead of a traceback where the user can fix the error.
+def exit_on_user_error(script, memory_flags):
+    """Exit with the line `script: reason` if the body raises an error that the user can fix.
 
-    These are UserError, OSError that names a file or a full disk, Ctrl-C, and the errors of
-    `explain`. Anything else is a bug and keeps its traceback, as everything does if the environment
-    variable TRACEBACK is set. to_lower: the flags whose lowering saves memory.
+    These are UserError, Ctrl-C, and the errors that `explain` knows. Any other error is a bug and
+    keeps its traceback; with the environment variable TRACEBACK all errors do.
+    memory_flags: names of flags that a user should lower if memory is exhausted.
     """
     if os.environ.get("TRACEBACK"):
         yield
@@ -29,44 +29,44 @@ def exit_on_user_error(script, to_lower):
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(f"\n{script}: stopped; the same command goes on")
-    except BrokenPipeError:  # who read our output, such as `head`, has seen enough
+        sys.exit(f"\n{script}: interrupted; rerun to resume")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
         reason = str(error).rstrip()
-        if "Original Traceback" in reason:  # how PyTorch passes on an error of a worker process
+        if "Original Traceback" in reason:  # PyTorch's form of an error in a worker process
             reason = reason.splitlines()[-1].partition(": ")[2]
         sys.exit(f"{script}: {reason}")
     except (OSError, RuntimeError, MemoryError) as error:
-        reason = explain(error, to_lower)
+        reason = explain(error, memory_flags)
         if reason is None:
             raise
         sys.exit(f"{script}: {reason}")
 
 
-def explain(error, to_lower):
-    """What an error of the system or of PyTorch means to the user, or None for a bug."""
+def explain(error, memory_flags):
+    """The cause and remedy of an error of the system or of PyTorch, or None for a bug."""
     text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
         return str(error)
     if any(sign in text for sign in ("outofmemory", "out of memory", "memoryerror", "t allocate")):
-        return f"out of memory; lower {to_lower}"
+        return f"out of memory; lower {memory_flags}"
     if "dataloader worker" in text:
         return (
-            "a process that reads frames was killed: for its memory (lower --workers) or because "
-            "/dev/shm is full (in Docker, --shm-size 8g)"
+            "a process that reads frames was killed: memory is exhausted (lower --workers) or "
+            "/dev/shm is full (in Docker: --shm-size 8g)"
         )
     if "pytorchstreamwriter" in text or "unexpected pos" in text:
-        return "a file could not be written whole, and the earlier one is kept; is the disk full?"
+        return "a file could not be written completely (is the disk full?); the earlier one is kept"
     if is_lost_connection(error):
-        return "another process of this run has ended; its own message is above"
+        return "another process of this run failed; see its message above"
     return None
 
 
 def is_lost_connection(error):
-    """Whether a collective failed because another process of the run has gone."""
-    torch = sys.modules.get("torch")  # which extract_frames.py does not import
+    """Whether a collective operation failed because another process of the run ended."""
+    torch = sys.modules.get("torch")  # extract_frames.py does not import it
     if torch is None or not torch.distributed.is_initialized():
         return False
     signs = ("connection closed", "connection reset", "connection refused", "broken pipe")

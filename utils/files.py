@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic file writes, lock files and the list of failures."""
 
 import contextlib
 import csv
@@ -14,11 +14,11 @@ from utils.errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path, previous=None):
-    """Yield a temporary path beside `path`; on success flush it to the disk and rename it.
+    """Yield a temporary path; after the body, flush that file to the disk and rename it to `path`.
 
-    A reader therefore sees the old file or the new one, never half of one, whenever the writer is
-    killed. Folders above `path` are made. On an exception the temporary file is removed.
-    previous: where the earlier file is kept.
+    A reader sees the old file or the new one, never half a file, even if the writer is killed.
+    Parent folders are created. An exception removes the temporary file.
+    previous: path under which the earlier file is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +35,11 @@ def atomic_write(path, previous=None):
 
 
 @contextlib.contextmanager
-def file_lock(path, seconds=5, reason="another run is at work on it"):
-    """Hold the lock file `path`, whose folder is made; the system frees it when this process ends.
+def file_lock(path, seconds=5, reason="another run is using it"):
+    """Hold a lock on the file `path`; the system releases it when this process ends.
 
-    seconds: how long to wait for a process that holds it, -1 for as long as it takes. The default
-    outlasts the children of a process that was just killed. Raises UserError with `reason` then.
+    seconds: how long to wait for another process, -1 for ever. The default is longer than children
+    of a killed process live. Raises UserError with `reason` if the lock is not released in time.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +51,13 @@ def file_lock(path, seconds=5, reason="another run is at work on it"):
 
 
 def write_text(path, text):
-    """Write `text` to `path` as UTF-8, aside and renamed; file names keep their very bytes."""
+    """Write `text` to `path` atomically as UTF-8; names that are not UTF-8 keep their bytes."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def write_failures(path, failures):
-    """Write a table `video,reason` of a dict, sorted, as CSV; an empty one has no file."""
+    """Write {video: reason} as a sorted CSV table; remove the file if there are none."""
     if not failures:
         Path(path).unlink(missing_ok=True)
         return
@@ -68,5 +68,5 @@ def write_failures(path, failures):
 
 
 def printable(name):
-    """A file name for one line of a terminal: control and undecodable characters are escaped."""
+    """A file name as one line: control characters and undecodable bytes are escaped."""
     return str(name) if str(name).isprintable() else repr(str(name))

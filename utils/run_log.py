@@ -1,4 +1,4 @@
-"""One line of JSON an epoch and the same numbers for TensorBoard."""
+"""The log of a run: one line of JSON per epoch, and TensorBoard files."""
 
 import json
 import platform
@@ -15,10 +15,10 @@ from utils.files import write_text
 
 
 class RunLog:
-    """Records of a run folder: `metrics.jsonl` and TensorBoard event files.
+    """metrics.jsonl and the TensorBoard event files of a run folder.
 
-    A resumed run passes the epoch it starts at; what a killed run had logged from there on is
-    dropped, so that each epoch stands once.
+    first_epoch: where a resumed run starts; records of later epochs, from before it was
+    interrupted, are removed, so that every epoch has one record.
     """
 
     def __init__(self, folder, first_epoch=0):
@@ -28,7 +28,7 @@ class RunLog:
         self.board = SummaryWriter(str(folder), purge_step=first_epoch)
 
     def read(self):
-        """The records written so far: a list of dicts. A last line cut by a kill is left out."""
+        """The records so far: a list of dicts, without a last line that a kill cut short."""
         if not self.path.exists():
             return []
         records = []
@@ -63,10 +63,7 @@ def log_environment(path, device, processes):
 
 
 def describe_environment(device, processes):
-    """What this start of a run depends on: a dict.
-
-    Time, command, packages, commit of the code, device and number of processes.
-    """
+    """Time, command, package versions, commit, device and number of processes: a dict."""
     folder = Path(__file__).resolve().parent
     git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

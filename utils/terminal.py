@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a script, and progress bars where somebody watches them."""
+"""Standard streams that cannot end a script, printing, and progress bars."""
 
 import contextlib
 import io
@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 
 class _TolerantFile(io.FileIO):
-    """A file descriptor to write to; it keeps the first error in `failure` instead of raising it.
+    """A file for writing that keeps the first error in `failure` instead of raising it.
 
-    A closed pipe still raises: who reads our output, such as `head`, has seen enough.
+    A closed pipe still raises, because the reader of our output, such as `head`, has ended.
     """
 
     failure = None
@@ -27,7 +27,7 @@ class _TolerantFile(io.FileIO):
 
 
 def _open_tolerant(descriptor, earlier):
-    """A text stream to write to `descriptor`; `earlier` is the one that Python made, or None."""
+    """A text stream that writes to `descriptor`; earlier: the stream of Python there, or None."""
     if earlier is not None:
         with contextlib.suppress(OSError):
             earlier.flush()
@@ -42,12 +42,12 @@ def _open_tolerant(descriptor, earlier):
 
 @contextlib.contextmanager
 def safe_streams(script):
-    """Run a script, the body, whatever its standard streams are.
+    """Run the body, a script, whatever its standard streams are.
 
-    Closed ones become /dev/null; without that, the next file that is opened would take the number 2
-    and then receive error messages. Letters that the encoding lacks are printed as \\N escapes.
-    What cannot be written, as on a full disk, is dropped; the script does its work and leaves with
-    status 1 and one line on stderr. Call it before anything else: what opens files may take 0 to 2.
+    Closed streams become /dev/null; otherwise the next opened file would get descriptor 2 and
+    receive the error messages. Characters that the encoding lacks are printed as escapes. Output
+    that cannot be written, as on a full disk, is dropped: the script does its work and then exits
+    with status 1 and one line on stderr.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -67,7 +67,7 @@ def safe_streams(script):
 
 
 def _report_failure(script):
-    """Flush both streams. Returns whether one could not be written, after a line on stderr."""
+    """Flush both streams. If one could not be written, print a line and return True."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -80,16 +80,26 @@ def _report_failure(script):
     return (failure or sys.stderr.buffer.raw.failure) is not None
 
 
+def is_main_process():
+    """Whether this process is the one that prints; torchrun sets RANK."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def print_main(line):
+    """Print a line above the progress bar, in the main process only."""
+    if is_main_process():
+        tqdm.write(line)
+
+
 def progress(
     iterable=None, description=None, total=None, unit="it", leave=True, is_shown=True, initial=0
 ):
-    """A tqdm bar over `iterable`, or one of `total` steps to update by hand, from `initial` on.
+    """A tqdm bar over `iterable`, or over `total` steps that the caller counts with update().
 
-    It is shown by the main process of a run alone, and only on a terminal. The environment variable
-    TQDM_DISABLE=1 hides it, and tqdm's others, such as TQDM_MININTERVAL, hold as well.
+    Only the main process shows it, and only on a terminal. The environment variables of tqdm work:
+    TQDM_DISABLE=1 hides the bar, TQDM_MININTERVAL sets the seconds between updates.
     """
-    is_main = int(os.environ.get("RANK", 0)) == 0  # torchrun sets it
     is_disabled = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    hidden = is_disabled or not is_main or not is_shown
+    hidden = is_disabled or not is_main_process() or not is_shown
     return tqdm(iterable, description, total, unit=unit, leave=leave, smoothing=0.05,
                 initial=initial, disable=True if hidden else None)  # fmt: skip
