@@ -20,8 +20,10 @@ TINY = [
     *("--classes-per-batch", 2, "--clips-per-class", 3, "--eval-every", 2),
     *("--warmup-epochs", 1, "--workers", 1),
 ]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
-# One thread for each process: the threads of small networks mostly wait for each other.
+# One thread per process: the threads of small networks mostly wait for each other.
+torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 # Importing PyTorch and the scripts takes three seconds, which hundreds of runs would each spend.
 SERVER = multiprocessing.get_context("forkserver")
@@ -116,8 +118,12 @@ def start_ranks(count, folder, function, *arguments):
     """`count` processes of one group, as torchrun starts them: list of Process, ordered by rank."""
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
-        Process(function, arguments, folder / f"rank{rank}",
-                {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        Process(
+            function,
+            arguments,
+            folder / f"rank{rank}",
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(count)
     ]
 
@@ -135,6 +141,13 @@ def train_command(root, run, *flags):
     """The small training that most tests run, on the data of the fixture `demo` in `root`."""
     paths = "--frames", root / "frames", "--splits", root / "splits", "--output", run
     return ["train.py", "--config", "configs/demo.yaml", *paths, *TINY, *flags]
+
+
+def wait_for_output(text, process):
+    """Wait until a process has printed a text."""
+    while text not in process.output():
+        assert process.status() is None, process.output()
+        time.sleep(0.02)
 
 
 def wait_for_step(run, process):

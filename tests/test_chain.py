@@ -36,7 +36,7 @@ def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(demo, trai
     assert "resuming" in result.stdout
     assert same_weights(before, weights(trained / "last.pt"))
     refused = run_script(*train_command(demo, trained, "--bits", 16), status=1)
-    assert "--bits 16 instead of 12" in refused.stderr and "--restart" in refused.stderr
+    assert "--bits is 16, was 12" in refused.stderr and "--restart" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

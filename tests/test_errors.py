@@ -31,8 +31,10 @@ def test_errors_of_users_are_one_line(tmp_path):
 
 
 def test_dead_workers_are_explained_with_the_shared_memory_of_containers():
-    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
-    assert "/dev/shm" in explain(error, "--size") and "--shm-size" in explain(error, "--size")
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+    for error in (killed, ConnectionResetError(104, "Connection reset by peer"), EOFError()):
+        assert "/dev/shm" in explain(error, "--size") and "--shm-size" in explain(error, "--size")
+    assert explain(EOFError("No data left in file"), "--size") is None
 
 
 def test_a_lack_of_memory_is_explained_with_what_to_lower():
@@ -46,7 +48,7 @@ def test_a_lack_of_memory_is_explained_with_what_to_lower():
 
 @pytest.mark.parametrize("name", ["meta", "xpu", "vulkan:0", "cuda:x"])
 def test_devices_that_cannot_train_are_refused(name):
-    with pytest.raises(UserError, match="give cpu, cuda, cuda:1 or mps"):
+    with pytest.raises(UserError, match="must be cpu, cuda, cuda:1 or mps"):
         choose_device(name)
 
 
@@ -61,9 +63,9 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_tasks_that_do_not_know_of_each_other_are_refused(variable, monkeypatch):
+def test_separate_tasks_of_srun_and_mpirun_are_refused(variable, monkeypatch):
     monkeypatch.setenv(variable, "4")
-    with pytest.raises(UserError, match="started 4 tasks .* torchrun --nnodes"):
+    with pytest.raises(UserError, match="started 4 separate tasks .* torchrun --nnodes"):
         distributed.start("cpu")
     monkeypatch.setenv(variable, "1")
     assert distributed.start("cpu") == torch.device("cpu")

@@ -105,8 +105,11 @@ def test_any_bytes_as_a_config_end_in_status_2(tmp_path_factory, content):
     [
         (["--device", "toaster"], "toaster"),
         (["--classes-per-batch", 9], "--classes-per-batch"),
-        (["--clip-frames", 9], "only 8 a video (extract_frames.py --num-frames)"),
-        (["--clip-frames", 9, "--cache", "ram", "--cache-frames", 8], "8 a video (--cache"),
+        (["--clip-frames", 9], "only 8 frames per video; lower it or raise extract_frames.py"),
+        (
+            ["--clip-frames", 9, "--cache", "ram", "--cache-frames", 8],
+            "only 8 frames per video; lower it or raise --cache",
+        ),
         (["--backbone", "c3d"], "at least 16 frames"),
         (["--freeze-until", "layer9"], "the layers are"),
         (["--pretrained", "nowhere.pth"], "no such file"),
