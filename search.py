@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from datasets.transforms import prepare
-from datasets.video import VideoError, find_videos, read_clip, read_video
+from datasets.video import VideoError, read_clip, read_video
+from datasets.video_files import find_videos
 from models import build_model
 from reports.page import PREVIEW_HEIGHT, preview, write_page
 from retrieval.codes import binarize

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets.frames import FrameDataset, even_positions, list_frames, read_frame
+from datasets.frames import FrameDataset, list_frames, read_frame
 from datasets.loaders import ClipLoader
 from datasets.splits import SplitError, check_disjoint, read_classes, read_split
 from datasets.transforms import prepare
@@ -27,7 +27,8 @@ from reports.page import preview, write_page
 from reports.projector import write_projector
 from reports.table import format_report
 from retrieval.codes import binarize, load_codes, save_codes
-from retrieval.encode import build_encoder, encode, nearest
+from retrieval.encode import build_encoder, encode
+from retrieval.hamming import nearest
 from retrieval.metrics import evaluate
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -174,7 +175,7 @@ def write_results_page(results, queries, database, classes, scores, path):
     """retrieval.html: the same as moving previews, with the mAP of each class."""
 
     def describe(data, index):
-        frames = data.read(index, partial(even_positions, wanted=8))
+        frames = data.read(index, 8)
         label = classes[data.labels[index]]
         return {"path": data.names[index], "class": label, "preview": preview(frames)}
 

@@ -1,1 +1,1 @@
-"""Measurements, each a module to run with `python -m benchmarks.NAME`."""
+"""Speed and memory; run each module with `python -m benchmarks.NAME`."""

@@ -1,16 +1,18 @@
-"""Time and memory of `retrieval.metrics.evaluate`, beside the evaluation that the field uses.
+"""Time and memory of `retrieval.metrics.evaluate`, beside the usual evaluation.
 
-    python -m benchmarks.evaluate --codes FILE.npz   # both on these codes, in one run
-    python -m benchmarks.evaluate                    # both on random codes with planted classes
-    python -m benchmarks.evaluate --scale            # growth to 1,000,000 items, 10,000 queries
+    python -m benchmarks.evaluate --codes FILE.npz   # all on these codes
+    python -m benchmarks.evaluate                    # all on random codes
+    python -m benchmarks.evaluate --scale            # up to 1,000,000 items
 
-The field's evaluation, as in the code published with CSQ, DeepHash and their successors: for each
-query, NumPy products with the codes and with the one-hot labels of the database, one argsort, AP
-over the relevant items found in the top R. It gives one number, for one unstated order of ties.
-"lean" is the same with labels compared as integers. Ours gives every metric of `evaluate`.
+The usual evaluation, as published with CSQ, DeepHash and their successors: for
+each query, NumPy products with the codes and with the one-hot labels of the
+database, one argsort, AP over the relevant items found in the top R. It returns
+one number, for one arbitrary order of ties. "lean" is the same with labels
+compared as integers. Ours returns every metric of `evaluate`.
 
-Each is measured in a process of its own: seconds are the median of --runs after one warm-up (one
-run without at the largest scales), memory is the peak above the interpreter with torch loaded.
+Each evaluation is measured in a process of its own. Seconds are the median of
+--runs after one warm-up (a single run at the largest scales); memory is the
+peak above that of the interpreter with torch loaded.
 """
 
 import argparse
@@ -24,30 +26,39 @@ import time
 import numpy as np
 import torch
 
+from utils.argtypes import number
+from utils.config import Parser
+
 SCALES = ((10_000, 1_000), (100_000, 1_000), (100_000, 10_000), (1_000_000, 10_000))
-ARGSORT_QUERIES = 200  # at scale the argsort evaluation runs on these and is multiplied up
-ROW = "{:<22}{:>11}{:>9}{:>6}{:>12}{:>10}{:>13}{:>17}"
+ARGSORT_QUERIES = 200  # with --scale, argsort evaluations are extrapolated from these queries
+ROW = "{:<30}{:>11}{:>9}{:>6}{:>12}{:>10}{:>13}{:>17}"
+
+
+def parse_flags():
+    parser = Parser(__doc__)
+    count = number(int, least=1)
+    parser.add("--codes", metavar="FILE", help="an .npz file as for test.py --codes")
+    parser.add("--scale", action="store_true", help="several sizes, up to 1e6 items, 1e4 queries")
+    parser.add("--top-r", type=count, default=100, help="rank of the cut")
+    parser.add("--runs", type=count, default=7, help="timed runs of each evaluation")
+    parser.group("random codes")
+    parser.add("--database", type=count, default=10_000, help="number of items")
+    parser.add("--queries", type=count, default=2_000, help="number of queries")
+    parser.add("--bits", type=count, default=64, help="length of the codes")
+    parser.add("--classes", type=count, default=100, help="number of classes")
+    parser.add("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--codes", help="an .npz as `test.py --codes` takes it; default random")
-    parser.add_argument("--scale", action="store_true", help="grow to 1e6 items and 1e4 queries")
-    parser.add_argument("--database", type=int, default=10_000, help="random codes (default 10000)")
-    parser.add_argument("--queries", type=int, default=2_000, help="random codes (default 2000)")
-    parser.add_argument("--bits", type=int, default=64, help="random codes (default 64)")
-    parser.add_argument("--classes", type=int, default=100, help="random codes (default 100)")
-    parser.add_argument("--top-r", type=int, default=100, help="rank of the cut (default 100)")
-    parser.add_argument("--runs", type=int, default=7, help="timed runs of each (default 7)")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_flags()
     if args.worker:
         print(json.dumps(measure(args)))
         return
-    cores = f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, numpy {np.__version__}, {cores}, R = {args.top_r}")
-    print(ROW.format("evaluation", "database", "queries", "bits", "seconds", "ratio", "peak MiB",
-                     "mAP@R found"))  # fmt: skip
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, numpy {np.__version__}, {threads}, R = {args.top_r}")
+    columns = ("evaluation", "database", "queries", "bits", "seconds", "ratio", "peak MiB")
+    print(ROW.format(*columns, "mAP@R found"))
     for database, queries in SCALES if args.scale else ((args.database, args.queries),):
         args.database, args.queries = database, queries
         compare(args)
@@ -55,26 +66,38 @@ def main():
 
 def compare(args):
     """Measure each evaluation in its own process and print a row for each."""
-    results = {}
-    for worker in WORKERS:
+    ours = None
+    for worker, (label, _) in WORKERS.items():
         if args.scale and worker == "lean":
             continue
-        command = [sys.executable, "-m", "benchmarks.evaluate", "--worker", worker]
-        for name in ("database", "queries", "bits", "classes", "top_r", "runs"):
-            command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-        command += ["--codes", args.codes] if args.codes else []
-        command += ["--scale"] if args.scale else []
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        result = results[worker] = json.loads(output)
-        ratio = result["seconds"] / results["ours"]["seconds"]
-        print(ROW.format(
-            LABELS[worker] + (" (estimate)" if result["estimated"] else ""), result["database"],
-            result["queries"], result["bits"], f"{result['seconds']:.3f}", f"{ratio:.1f}",
-            f"{result['mib']:.0f}", f"{result['value']:.6f}"), flush=True)  # fmt: skip
+        result = run_worker(worker, args)
+        ours = ours or result
+        row = (
+            label + (" (estimate)" if result["estimated"] else ""),
+            result["database"],
+            result["queries"],
+            result["bits"],
+            f"{result['seconds']:.3f}",
+            f"{result['seconds'] / ours['seconds']:.1f}",
+            f"{result['mib']:.0f}",
+            f"{result['value']:.6f}",
+        )
+        print(ROW.format(*row), flush=True)
+
+
+def run_worker(worker, args):
+    """`measure` of one evaluation in a new process."""
+    command = [sys.executable, "-m", "benchmarks.evaluate", "--worker", worker]
+    for name in ("database", "queries", "bits", "classes", "top_r", "runs"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    command += ["--codes", args.codes] if args.codes else []
+    command += ["--scale"] if args.scale else []
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output)
 
 
 def measure(args):
-    """Run the evaluation `args.worker` in this process -> dict of its size, time and memory."""
+    """Run the evaluation `args.worker` in this process: a dict of its size, time and memory."""
     torch.ones(2, 2) @ torch.ones(2, 2)
     before = peak_mib()
     codes = read_codes(args.codes) if args.codes else planted_codes(args)
@@ -82,11 +105,11 @@ def measure(args):
     estimated = args.scale and args.worker != "ours"
     if estimated:
         codes[:2] = codes[0][:ARGSORT_QUERIES], codes[1][:ARGSORT_QUERIES]
-    run = WORKERS[args.worker]
-    arguments = codes if args.worker == "ours" else field_arrays(*codes)
-    large = len(codes[2]) * len(codes[0]) > 1e8
+    _, run = WORKERS[args.worker]
+    arguments = codes if args.worker == "ours" else usual_arrays(*codes)
+    is_large = len(codes[2]) * len(codes[0]) > 1e8
     seconds = []
-    for _ in range(1 if large else args.runs + 1):
+    for _ in range(1 if is_large else args.runs + 1):
         start = time.perf_counter()
         value = run(*arguments, args.top_r)
         seconds.append(time.perf_counter() - start)
@@ -94,7 +117,7 @@ def measure(args):
         "database": len(codes[2]),
         "queries": queries,
         "bits": codes[0].shape[1],
-        "seconds": statistics.median(seconds[0 if large else 1 :]) * queries / len(codes[0]),
+        "seconds": statistics.median(seconds[0 if is_large else 1 :]) * queries / len(codes[0]),
         "mib": peak_mib() - before,
         "value": value,
         "estimated": estimated,
@@ -108,7 +131,7 @@ def peak_mib():
 
 
 def read_codes(path):
-    """Codes and labels of an .npz file in the order that `evaluate` takes them."""
+    """Codes and labels of an .npz file in the order of `evaluate`'s arguments."""
     from retrieval.codes import load_codes
 
     codes = load_codes(path)
@@ -117,22 +140,26 @@ def read_codes(path):
 
 
 def planted_codes(args, flipped=0.25):
-    """Random codes: each item is the centre of its class with a share of its bits flipped."""
+    """Random codes around class centres, in the order of `evaluate`'s arguments.
+
+    args: queries, database, bits and classes. flipped: fraction of an item's bits that differ from
+    the centre of its class.
+    """
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(args.classes, args.bits, generator=generator) < 0.5
     result = []
     for count in (args.queries, args.database):
         labels = torch.randint(args.classes, (count,), generator=generator)
         codes = torch.empty(count, args.bits, dtype=torch.bool)
-        for rows, part in zip(codes.split(65536), labels.split(65536), strict=True):
+        for rows, classes in zip(codes.split(65536), labels.split(65536), strict=True):
             flips = torch.rand(rows.shape, generator=generator) < flipped
-            torch.logical_xor(centres[part], flips, out=rows)
+            torch.logical_xor(centres[classes], flips, out=rows)
         result += [codes, labels]
     return result
 
 
-def field_arrays(query_codes, query_labels, database_codes, database_labels):
-    """What the field's evaluation reads: ±1 float32 codes, and labels as integers."""
+def usual_arrays(query_codes, query_labels, database_codes, database_labels):
+    """The arguments of the usual evaluation: ±1 float32 codes and integer labels, in NumPy."""
     signs = [(codes.float() * 2 - 1).numpy() for codes in (query_codes, database_codes)]
     return signs[0], query_labels.numpy(), signs[1], database_labels.numpy()
 
@@ -168,8 +195,11 @@ def average_precision(code, relevant, database_codes, top_r):
     return np.mean(np.arange(1, len(ranks) + 1) / ranks) if len(ranks) else 0.0
 
 
-WORKERS = {"ours": ours, "argsort": argsort_one_hot, "lean": argsort_lean}
-LABELS = {"ours": "ours, every metric", "argsort": "argsort, one metric", "lean": "argsort, lean"}
+WORKERS = {  # name: (label, function of the codes and labels)
+    "ours": ("ours, every metric", ours),
+    "argsort": ("argsort, one metric", argsort_one_hot),
+    "lean": ("argsort, lean", argsort_lean),
+}
 
 if __name__ == "__main__":
     main()

@@ -1,23 +1,26 @@
-"""Videos per second of extract_frames.py beside the usual ways, one process and one thread each.
+"""Videos per second of extract_frames.py beside the usual ways, one process each.
 
     python -m benchmarks.extract --videos FOLDER     # <FOLDER>/<class>/<video>
     python -m benchmarks.extract                     # draws 40 small videos first
 
-- ffmpeg program: every frame of a video as a JPEG of 320x240, as TSN's and Hara's tools do; only
-  where the program is installed.
-- OpenCV, two passes: counts the frames, since containers lie, decodes again and writes every n-th.
-- OpenCV, one pass: holds every frame as BGR, large ones resized, as these scripts once did.
+- ffmpeg program: every frame of a video as a JPEG of 320x240, as the tools of
+  TSN and Hara et al. do; only where the program is installed.
+- OpenCV, two passes: counts the frames, since containers lie, then decodes
+  again and writes every n-th.
+- OpenCV, one pass: keeps every frame as BGR, large ones resized, as these
+  scripts once did.
 - ours: extract_frames.py.
 
-All but the first write 32 JPEGs of 128x171 per video. Ways alternate, each run in a process of its
-own as in the scripts: how a process allocates memory depends on what it did before. The time is
-the median of the runs in CPU seconds, user and system, so that other jobs matter little.
+All but the first write 32 JPEGs of 128x171 per video, with one thread. The ways
+alternate, and each run has a process of its own, since earlier work changes how
+a process allocates memory. The time is the median of the runs in CPU seconds,
+user and system, which other jobs change little.
 
-Files stay until the end, and TMPDIR=/dev/shm leaves the disk out: ext4 avoids inodes that were
-freed less than a minute ago, and the search for others can take longer than the JPEGs.
+Files are kept until the end. TMPDIR=/dev/shm leaves out the disk: ext4 avoids
+inodes that were freed less than a minute ago, and its search for others can
+take longer than writing the JPEGs.
 """
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -32,7 +35,10 @@ import numpy as np
 
 from datasets.synthetic import make_dataset
 from datasets.video import even_positions
-from extract_frames import extract_video, find_videos, write_frame
+from datasets.video_files import find_class_videos
+from extract_frames import extract_video, write_frame
+from utils.argtypes import number
+from utils.config import Parser
 
 os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"  # read when a video is opened
 SETTINGS = {"num_frames": 32, "size": [128, 171], "quality": 95}
@@ -81,28 +87,28 @@ def opencv_one_pass(video, folder):
 
 
 def ours(video, folder):
-    aside = folder.with_name(folder.name + ".aside")
-    _, reason = extract_video((video, folder, aside), SETTINGS)
+    temporary = folder.with_name(folder.name + ".partial")
+    _, reason = extract_video((video, folder, temporary), SETTINGS)
     if reason:
         raise SystemExit(f"{video}: {reason}")
 
 
 def cpu_seconds():
-    """CPU time of this process and of the programs that it has run."""
+    """CPU time of this process and of its child processes."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def time_way(way, videos, output):
-    """CPU seconds of all videos by one way, in a process that has done nothing else."""
+    """CPU seconds of one way for all videos; to be called in a new process."""
     started = cpu_seconds()
-    for number, video in enumerate(videos):
-        way(video, output / str(number))
+    for index, video in enumerate(videos):
+        way(video, output / str(index))
     return cpu_seconds() - started
 
 
 def time_ways(ways, videos, runs, output):
-    """{way: the median of its runs in CPU seconds}. output: folder for all that is written."""
+    """{way: median CPU seconds of its runs}. output: folder for all files written."""
     seconds = {way: [] for way in ways}
     for run in range(runs):
         for way in ways:
@@ -112,12 +118,16 @@ def time_ways(ways, videos, runs, output):
     return {way: np.median(times) for way, times in seconds.items()}
 
 
+def parse_flags():
+    parser = Parser(__doc__)
+    parser.add("--videos", type=Path, help="folder of class folders of videos")
+    parser.add("--runs", type=number(int, least=1), default=5, help="timed runs of each way")
+    parser.add("--every", type=number(int, least=1), default=1, help="use only every n-th video")
+    return parser.parse_args()
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--videos", type=Path, help="folder of class folders of videos")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs (default 5)")
-    parser.add_argument("--every", type=int, default=1, help="only every n-th video (default 1)")
-    args = parser.parse_args()
+    args = parse_flags()
     cv2.setNumThreads(1)
     ways = [ffmpeg_program] if shutil.which("ffmpeg") else []
     ways += [opencv_two_passes, opencv_one_pass, ours]
@@ -125,9 +135,9 @@ def main():
         if args.videos is None:
             make_dataset(Path(temporary), classes=2, groups=20, videos=40, side=240)
             args.videos = Path(temporary) / "videos"
-        videos = find_videos(args.videos)[:: args.every]
-        print(f"PyAV {av.__version__}, OpenCV {cv2.__version__}, one process, {len(videos)} videos "
-              f"of {args.videos.name}")  # fmt: skip
+        videos = find_class_videos(args.videos)[0][:: args.every]
+        versions = f"PyAV {av.__version__}, OpenCV {cv2.__version__}"
+        print(f"{versions}, one process, {len(videos)} videos of {args.videos.name}")
         seconds = time_ways(ways, videos, args.runs, Path(temporary) / "output")
     print(f"{'way':<18} {'videos/s':>9} {'ours is x times':>16}")
     for way, total in seconds.items():

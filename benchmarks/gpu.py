@@ -1,17 +1,17 @@
-"""Every figure that a machine with one GPU can give, in at most nine minutes.
+"""All figures that need a GPU, in at most nine minutes.
 
     make benchmark-gpu
-    python -m benchmarks.gpu --output runs/benchmark-gpu    # the same, in the current environment
-    python -m benchmarks.gpu --tiny                         # a rehearsal of it, also on a CPU
+    python -m benchmarks.gpu --output runs/benchmark-gpu    # the same
+    python -m benchmarks.gpu --tiny                         # also on a CPU
 
-Writes gpu.json, anew after every part, and gpu.md, the table that it also prints. A part that fails
-is recorded with its reason and the others go on; one that no longer fits into --minutes is skipped.
-Status 1 if a part failed. Needs neither PyAV nor Faiss nor a network.
+Writes gpu.json, again after each measurement, and gpu.md, the table that it
+also prints. A measurement that fails is recorded with its reason and the others
+continue; one that no longer fits into --minutes is skipped. Exits with status 1
+if a measurement failed. Needs neither PyAV nor Faiss nor a network.
 """
 
 import argparse
 import contextlib
-import copy
 import gc
 import json
 import signal
@@ -22,25 +22,73 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_parts import FULL, PARTS, TINY
+from benchmarks.gpu_measurements import MEASUREMENTS
+from utils.argtypes import number
+from utils.config import Parser
 from utils.device import mixed_precision
 from utils.files import write_text
 from utils.run_log import describe_environment
 
-UNMEASURED = "not measured"
-USABLE = 0.96  # of the minutes; the rest is for imports and for removing the data in the end
+FULL = {
+    # training steps: clips per batch, frames per clip, pixels per side, factor on channels
+    "batch": 128,
+    "clip_frames": 16,
+    "size": 112,
+    "width": 1.0,
+    "runs": 10,
+    # loss and evaluation
+    "loss_batch": 4096,
+    "bits": 64,
+    "database": 1_000_000,
+    "queries": 10_000,
+    # rehearsal: a drawn data set
+    "classes": 101,
+    "videos": 1332,
+    "groups": 25,
+    "test_groups": 7,
+    "val_groups": 2,
+    "frames": 32,
+    "frame_size": (128, 171),
+    "classes_per_batch": 32,
+    "clips_per_class": 4,
+    # comparison of precisions: epochs of training before it, 0 to use the rehearsal's checkpoint
+    "more_epochs": 60,
+}
+TINY = {
+    "batch": 4,
+    "clip_frames": 16,
+    "size": 16,
+    "width": 0.0625,
+    "runs": 1,
+    "loss_batch": 64,
+    "bits": 16,
+    "database": 1000,
+    "queries": 50,
+    "classes": 2,
+    "videos": 12,
+    "groups": 3,
+    "test_groups": 1,
+    "val_groups": 1,
+    "frames": 16,
+    "frame_size": (20, 24),
+    "classes_per_batch": 2,
+    "clips_per_class": 2,
+    "more_epochs": 0,
+}
+NOT_MEASURED = "not measured"
+USABLE = 0.96  # fraction of --minutes for measurements; the rest is for imports and for cleaning up
 
 
 class OutOfTimeError(Exception):
-    """A part took too long."""
+    """A measurement took too long."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds):
-    """Raise OutOfTimeError in the body when `seconds` are over."""
+    """Raise OutOfTimeError in the body after `seconds`."""
 
     def stop(*_):
-        raise OutOfTimeError(f"it was stopped after {seconds:.1f} s")
+        raise OutOfTimeError(f"stopped after {seconds:.1f} s")
 
     earlier = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -51,13 +99,13 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, earlier)
 
 
-def run_part(measure, settings, seconds):
-    """The record of one part: its state, "done" or "failed", and its figures or the reason."""
+def run_measurement(measure, settings, seconds):
+    """The record of one measurement: {"state", "figures" or "reason", "seconds"}."""
     started = time.perf_counter()
     try:
         with time_limit(seconds):
             record = {"state": "done", "figures": measure(settings)}
-    except Exception as error:  # whatever it is, the other parts shall be measured
+    except Exception as error:  # whatever it is, the other measurements continue
         lines = str(error).strip().splitlines() or [""]
         record = {"state": "failed", "reason": f"{type(error).__name__}: {lines[0]}"}
     gc.collect()
@@ -66,29 +114,28 @@ def run_part(measure, settings, seconds):
     return {**record, "seconds": time.perf_counter() - started}
 
 
-def run_parts(settings, deadline, report, save):
-    """Run the parts one after the other and put their records into report["parts"].
+def run_measurements(settings, deadline, records, save):
+    """Run all MEASUREMENTS in order and store their records in the dict `records`.
 
-    deadline: by time.monotonic(). save: called after every change of the report. A part gets what
-    is left of the time, but at most twice its estimate, or a minute: others come after it.
+    deadline: by time.monotonic(). save: called after every change of `records`. A measurement may
+    take twice its estimate, or a minute if that is more, but not longer than the time left.
     """
-    for name, (measure, estimate) in PARTS.items():
+    for name, (measure, estimate) in MEASUREMENTS.items():
         left = deadline - time.monotonic()
         if left < estimate:
             reason = f"{max(left, 0):.0f} s were left and it may take {estimate} s"
-            report["parts"][name] = {"state": "skipped", "reason": reason, "seconds": 0.0}
+            records[name] = {"state": "skipped", "reason": reason, "seconds": 0.0}
         else:
-            report["parts"][name] = {"state": "started"}
+            records[name] = {"state": "started"}
             save()
-            report["parts"][name] = record = run_part(
-                measure, settings, min(left, max(60, 2 * estimate))
-            )
-            settings.figures[name] = record.get("figures", {})
+            limit = min(left, max(60, 2 * estimate))
+            records[name] = run_measurement(measure, settings, limit)
+            settings.figures[name] = records[name].get("figures", {})
         save()
 
 
-def describe_device(device):
-    """What to know of the device beside its name: a dict, empty without a GPU."""
+def describe_gpu(device):
+    """Versions and memory of a GPU: a dict, empty on a CPU."""
     if device.type != "cuda":
         return {}
     return {
@@ -101,51 +148,58 @@ def describe_device(device):
 def format_value(value):
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return UNMEASURED if value is None else str(value)
+    return NOT_MEASURED if value is None else str(value)
 
 
 def format_table(report):
-    """The report as Markdown: a heading line and one table."""
-    about = report["environment"]
-    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    """The report as Markdown: a line about the machine and one table."""
+    environment = report["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     lines = [
-        f"{about['device']}, Python {about['python']}, {packages}, {about['started'][:10]}: "
-        f"`{report['command']}`, {report['seconds']:.0f} s",
+        f"{environment['device']}, Python {environment['python']}, {packages}, "
+        f"{environment['started'][:10]}: `{report['command']}`, {report['seconds']:.0f} s",
         "",
-        "| part | figure | value |",
+        "| measurement | figure | value |",
         "|---|---|---|",
     ]
-    for name, part in report["parts"].items():
-        figures = part.get("figures", {UNMEASURED: part.get("reason", part["state"])})
+    for name, record in report["measurements"].items():
+        figures = record.get("figures", {NOT_MEASURED: record.get("reason", record["state"])})
         for figure, value in figures.items():
             figure, value = figure.replace("_", " "), format_value(value).replace("|", "/")
             lines.append(f"| {name} | {figure} | {value} |")
-        lines.append(f"| {name} | seconds of this part | {part.get('seconds', 0):.1f} |")
+        lines.append(f"| {name} | seconds in total | {record.get('seconds', 0):.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def main():
-    """Run all parts. Returns the exit status."""
-    started = time.monotonic()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/benchmark-gpu"),
-        help="folder of gpu.json and gpu.md (default runs/benchmark-gpu)")  # fmt: skip
-    add("--minutes", type=float, default=9, help="for everything (default 9)")
-    add("--tiny", action="store_true", help="small sizes, which a CPU does in seconds")
+def parse_flags():
+    parser = Parser(__doc__)
+    folder = Path("runs/benchmark-gpu")
+    parser.add("--output", type=Path, default=folder, help="folder of gpu.json and gpu.md")
+    parser.add("--minutes", type=number(float, above=0), default=9, help="time for everything")
+    parser.add("--tiny", action="store_true", help="tiny sizes, which a CPU measures in seconds")
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --tiny rehearses on a CPU")
+        parser.error("PyTorch finds no GPU; --tiny runs on a CPU")
+    return args
+
+
+def main():
+    """Run all measurements. Returns the exit status."""
+    started = time.monotonic()
+    args = parse_flags()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     if args.tiny:
-        torch.set_num_threads(1)  # small steps of several threads mostly wait for each other
-    settings = copy.copy(TINY if args.tiny else FULL)
-    settings.device, settings.precision = device, mixed_precision(device, True)
-    command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
-    report = {"command": command, "minutes": args.minutes, "seconds": 0.0, "parts": {}}
-    report["environment"] = {**describe_environment(device, 1), **describe_device(device)}
-    report["sizes"] = vars(TINY if args.tiny else FULL)
+        torch.set_num_threads(1)  # several threads would mostly wait for each other
+    sizes = TINY if args.tiny else FULL
+    report = {
+        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
+        "minutes": args.minutes,
+        "seconds": 0.0,
+        "measurements": {},
+        "environment": {**describe_environment(device, 1), **describe_gpu(device)},
+        "sizes": sizes,
+    }
 
     def save():
         report["seconds"] = time.monotonic() - started
@@ -153,11 +207,15 @@ def main():
         write_text(args.output / "gpu.md", format_table(report))
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        settings.folder, settings.figures = Path(folder), {}
-        run_parts(settings, started + 60 * USABLE * args.minutes, report, save)
+        precision = mixed_precision(device, True)
+        settings = argparse.Namespace(
+            **sizes, device=device, precision=precision, folder=Path(folder), figures={}
+        )
+        deadline = started + 60 * USABLE * args.minutes
+        run_measurements(settings, deadline, report["measurements"], save)
     print(format_table(report))
     print(f"also in {args.output / 'gpu.json'} and {args.output / 'gpu.md'}")
-    return int(any(part["state"] == "failed" for part in report["parts"].values()))
+    return int(any(record["state"] == "failed" for record in report["measurements"].values()))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Time and memory of the batch-all loss beside a B³ mask and pytorch-metric-learning.
+"""Time and memory of the batch-all loss beside two other implementations.
 
-    python -m benchmarks.loss                  # K = 4 clips a class, 64 bits, forward and backward
-    pip install pytorch-metric-learning        # for its column; without it the column says so
+    python -m benchmarks.loss                  # forward and backward
+    pip install pytorch-metric-learning        # otherwise its rows say why not
 
-The masked version is the usual one: all distances D[a, p] - D[a, n] + margin in one B³ tensor.
-pytorch-metric-learning's is TripletMarginLoss on squared distances with all triplets and its mean
-over non-zero losses, which is our `distance="squared", average="active"`. Seconds are medians
-after one warm-up; memory is the peak of a process of its own above that before the first call.
+The masked version is the usual one: all D[a, p] - D[a, n] + margin in a tensor
+of B x B x B. pytorch-metric-learning's is TripletMarginLoss on squared
+distances with all triplets and its mean over non-zero losses, which is our
+`distance="squared", average="active"`. Seconds are medians after one warm-up;
+memory is the peak above that before the first call. Each measurement has a
+process of its own.
 """
 
 import argparse
@@ -20,8 +22,11 @@ import time
 import torch
 
 from losses import batch_all_triplet_loss
+from utils.argtypes import number
+from utils.config import Parser
 
 MARGIN = 1.0
+ROW = "{:>6} {:<16} {:>10} {:>10} {:>8} {:>12} {:>12}"
 
 
 def ours(codes, labels):
@@ -29,7 +34,7 @@ def ours(codes, labels):
 
 
 def masked(codes, labels):
-    """The definition with a tensor of all B³ triplets."""
+    """The definition, with a tensor of all (B, B, B) triplets."""
     norms = codes.square().sum(1)
     distances = (norms[:, None] + norms[None] - 2 * codes @ codes.T).clamp(min=0)
     same = labels[:, None] == labels[None]
@@ -56,7 +61,7 @@ def peak():
 
 
 def draw_batch(batch, clips, bits, device="cpu"):
-    """(codes, labels) around a centre for each class: (B, K) with a gradient and (B,)."""
+    """Codes (B, K) around class centres, with a gradient, and labels (B,)."""
     torch.manual_seed(0)
     labels = torch.arange(batch) // clips
     codes = (torch.randn(batch // clips, bits)[labels] + torch.randn(batch, bits)).tanh()
@@ -82,45 +87,75 @@ def measure(version, batch, clips, bits, runs):
     }
 
 
+def run_worker(version, batch, args):
+    """`measure` in a new process: (result, None), or (None, reason) if it fails."""
+    command = [sys.executable, "-m", "benchmarks.loss", "--worker", version, str(batch)]
+    for name in ("clips", "bits", "runs"):
+        command += [f"--{name}", str(getattr(args, name))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or ["killed, out of memory"])[-1]
+    return json.loads(done.stdout), None
+
+
+def parse_flags():
+    parser = Parser(__doc__)
+    count = number(int, least=1)
+    parser.add(
+        "--batches",
+        type=count,
+        nargs="+",
+        default=[128, 256, 512, 1024, 4096],
+        metavar="B",
+        help="batch sizes",
+    )
+    parser.add("--clips", type=count, default=4, help="clips per class")
+    parser.add("--bits", type=count, default=64, help="length of the codes")
+    parser.add("--runs", type=count, default=5, help="timed runs")
+    parser.add(
+        "--largest-masked",
+        type=count,
+        default=512,
+        help="largest B of the masked version, which needs 2 GB at 512 and 18 GB at 1024",
+    )
+    parser.add(
+        "--largest-metric-learning",
+        type=count,
+        default=1024,
+        help="largest B of pytorch-metric-learning",
+    )
+    parser.add("--worker", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--batches", type=int, nargs="+", default=[128, 256, 512, 1024, 4096])
-    parser.add_argument("--clips", type=int, default=4, help="K, clips a class (default 4)")
-    parser.add_argument("--bits", type=int, default=64, help="length of the codes (default 64)")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs (default 5)")
-    parser.add_argument("--most-masked", type=int, default=512, help="largest B of the mask, which "
-                        "takes 2 GB at 512 and 18 GB at 1024")  # fmt: skip
-    parser.add_argument("--most-listed", type=int, default=1024,
-                        help="largest B of pytorch-metric-learning")  # fmt: skip
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_flags()
     if args.worker:
         version, batch = args.worker[0], int(args.worker[1])
         print(json.dumps(measure(version, batch, args.clips, args.bits, args.runs)))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, K {args.clips}, "
-          f"{args.bits} bits")  # fmt: skip
-    row = "{:>6} {:<16} {:>10} {:>10} {:>8} {:>12} {:>12}"
-    print(row.format("B", "version", "seconds", "x ours", "MiB", "loss", "|gradient|"))
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {threads}, {args.clips} clips per class, {args.bits} bits")
+    print(ROW.format("B", "version", "seconds", "x ours", "MiB", "loss", "|gradient|"))
+    largest = {"masked": args.largest_masked, "metric-learning": args.largest_metric_learning}
     for batch in args.batches:
-        first = None
+        ours = None
         for version in VERSIONS:
-            most = {"masked": args.most_masked, "metric-learning": args.most_listed}
-            if batch > most.get(version, batch):
+            if batch > largest.get(version, batch):
                 continue
-            command = [sys.executable, "-m", "benchmarks.loss", "--worker", version, str(batch),
-                       "--clips", str(args.clips), "--bits", str(args.bits),
-                       "--runs", str(args.runs)]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["killed, out of memory"])[-1]
+            result, reason = run_worker(version, batch, args)
+            if reason:
                 print(f"{batch:>6} {version:<16} not measured: {reason}")
                 continue
-            result = json.loads(done.stdout)
-            first = first or result["seconds"]
-            print(row.format(batch, version, f"{result['seconds']:.4f}",
-                             f"{result['seconds'] / first:.1f}", f"{result['mib']:.0f}",
-                             f"{result['loss']:.6f}", f"{result['gradient']:.6f}"))  # fmt: skip
+            ours = ours or result
+            row = (
+                f"{result['seconds']:.4f}",
+                f"{result['seconds'] / ours['seconds']:.1f}",
+                f"{result['mib']:.0f}",
+                f"{result['loss']:.6f}",
+                f"{result['gradient']:.6f}",
+            )
+            print(ROW.format(batch, version, *row))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Milliseconds for the ten nearest of N binary codes: Faiss as search.py uses it, and NumPy.
+"""Milliseconds to find the ten nearest of N binary codes: Faiss and NumPy.
 
     python -m benchmarks.search                    # 1,000,000 codes of 64 bits
     python -m benchmarks.search --codes 10000000
 
-Brute force in NumPy is an exclusive or, a count of bits (numpy.bitwise_count) and a partition. The
-codes are drawn around 1,000 centres, as trained codes lie around classes; both give the same
-distances. The inverted file (IndexBinaryIVF) is approximate: its recall of the ten is printed.
-Medians of --runs, the two kinds taking turns.
+IndexBinaryFlat is what search.py uses. Brute force in NumPy is an exclusive or,
+a count of bits (numpy.bitwise_count) and a partition; both find the same
+distances. The inverted file (IndexBinaryIVF) is approximate: its recall of the
+ten is printed. The codes are drawn around 1,000 centres, as trained codes lie
+around classes. Medians of --runs; the ways alternate.
 """
 
-import argparse
 import math
 import statistics
 import time
@@ -17,19 +17,24 @@ import time
 import faiss
 import numpy as np
 
+from utils.argtypes import number
+from utils.config import Parser
+
+ROW = "{:<16} {:>8} {:>10} {:>11} {:>8}"
+
 
 def draw_codes(count, bits, rng):
-    """(count, bits / 8) uint8 codes of 1,000 centres with a tenth of the bits flipped."""
+    """(count, bits / 8) uint8: codes around 1,000 centres, with a tenth of the bits flipped."""
     centres = rng.integers(0, 256, (1000, bits // 8), np.uint8)
     codes = centres[rng.integers(1000, size=count)]
     for start in range(0, count, 100_000):
-        part = codes[start : start + 100_000]
-        part ^= np.packbits(rng.random((len(part), bits)) < 0.1, axis=1)
+        chunk = codes[start : start + 100_000]
+        chunk ^= np.packbits(rng.random((len(chunk), bits)) < 0.1, axis=1)
     return codes
 
 
 def brute_force(queries, codes, top):
-    """(Q, top) distances, each query beside all codes."""
+    """(Q, top) smallest distances of each query, sorted."""
     words = codes.view(np.uint64)
     found = []
     for query in queries.view(np.uint64):
@@ -39,17 +44,38 @@ def brute_force(queries, codes, top):
     return np.stack(found)
 
 
+def build_inverted_file(codes, bits):
+    """A Faiss index of 4 sqrt(N) lists, of which a query reads 16."""
+    started = time.perf_counter()
+    lists = 4 * math.isqrt(len(codes))
+    index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, lists)
+    index.train(codes[: 40 * lists])
+    index.add(codes)
+    index.nprobe = 16
+    print(f"IndexBinaryIVF: {lists} lists made in {time.perf_counter() - started:.1f} s")
+    return index
+
+
+def time_ways(ways, queries, runs):
+    """({name: median milliseconds}, {name: (Q, top) distances}) of each way for all queries."""
+    times, found = {name: [] for name in ways}, {}
+    for _ in range(runs):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            found[name] = way(queries)
+            times[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in times.items()}, found
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("--codes", type=int, default=1_000_000, help="database size (default 1000000)")
-    add("--bits", type=int, default=64, help="a multiple of 64 (default 64)")
-    add("--top", type=int, default=10, help="results (default 10)")
-    add("--runs", type=int, default=9, help="timed runs (default 9)")
-    add("--ivf", action="store_true", help="also an inverted file of 4 sqrt(N) lists")
+    parser = Parser(__doc__)
+    parser.add("--codes", type=number(int, least=1000), default=1_000_000, help="database size")
+    parser.add("--bits", type=number(int, least=64), default=64, help="a multiple of 64")
+    parser.add("--top", type=number(int, least=1), default=10, help="results per query")
+    parser.add("--runs", type=number(int, least=1), default=9, help="timed runs")
+    parser.add("--ivf", action="store_true", help="also an inverted file")
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    drawn = draw_codes(args.codes + 100, args.bits, rng)
+    drawn = draw_codes(args.codes + 100, args.bits, np.random.default_rng(0))
     codes, queries = drawn[100:], drawn[:100]
     flat = faiss.IndexBinaryFlat(args.bits)
     flat.add(codes)
@@ -59,31 +85,19 @@ def main():
         "IndexBinaryFlat": lambda q: flat.search(q, args.top)[0],
     }
     if args.ivf:
-        started = time.perf_counter()
-        lists = 4 * math.isqrt(args.codes)
-        quantizer = faiss.IndexBinaryFlat(args.bits)
-        ivf = faiss.IndexBinaryIVF(quantizer, args.bits, lists)
-        ivf.train(codes[: 40 * lists])
-        ivf.add(codes)
-        ivf.nprobe = 16
+        ivf = build_inverted_file(codes, args.bits)
         ways["IndexBinaryIVF"] = lambda q: ivf.search(q, args.top)[0]
-        print(f"IndexBinaryIVF: {lists} lists made in {time.perf_counter() - started:.1f} s")
-    print(f"Faiss {faiss.__version__}, NumPy {np.__version__}, {faiss.omp_get_max_threads()} "
-          f"threads, top {args.top} of {args.codes} codes of {args.bits} bits")  # fmt: skip
-    print(f"{'way':<16} {'queries':>8} {'ms':>10} {'NumPy / it':>11} {'recall':>8}")
-    for size in (1, 100):
-        times, found = {name: [] for name in ways}, {}
-        for _ in range(args.runs):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                found[name] = way(queries[:size])
-                times[name].append(1000 * (time.perf_counter() - started))
-        medians = {name: statistics.median(values) for name, values in times.items()}
+    versions = f"Faiss {faiss.__version__}, NumPy {np.__version__}"
+    threads = f"{faiss.omp_get_max_threads()} threads"
+    print(f"{versions}, {threads}, top {args.top} of {args.codes} codes of {args.bits} bits")
+    print(ROW.format("way", "queries", "ms", "NumPy / it", "recall"))
+    for count in (1, 100):
+        medians, found = time_ways(ways, queries[:count], args.runs)
         for name, median in medians.items():
-            within = found[name] <= found["NumPy"][:, -1:]  # any item of the right distance counts
-            recall = (within.sum(axis=1) / args.top).mean()
+            is_near = found[name] <= found["NumPy"][:, -1:]  # any item of the right distance counts
+            recall = (is_near.sum(axis=1) / args.top).mean()
             ratio = medians["NumPy"] / median
-            print(f"{name:<16} {size:>8} {median:>10.2f} {ratio:>11.1f} {recall:>8.3f}")
+            print(ROW.format(name, count, f"{median:.2f}", f"{ratio:.1f}", f"{recall:.3f}"))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""TrainState steps a second for each backbone, and the share of the device's peak they use.
+"""Training speed of each backbone, and the fraction of the device's peak it reaches.
 
-    python -m benchmarks.step                               # a GPU, or a small setting on a CPU
+    python -m benchmarks.step                    # a GPU, or small sizes on a CPU
     python -m benchmarks.step --size 112 --clip-frames 16 --batch 64 --width 1
 
-A step is the whole of train.py's: augmentation of uint8 clips on the device, forward, batch-all
-loss, backward, clipping and the optimiser. "synthetic" repeats one batch that is on the device;
-"cache" gathers each batch from clips held there. Peak is measured in the same run as the speed of
-a large matrix product in the same precision. Three times the forward multiply-accumulates count
-as a step's; a multiply-accumulate is two operations.
+A step is that of train.py: augmentation of uint8 clips on the device, forward
+pass, batch-all loss, backward pass, gradient clipping and optimiser. "one
+batch" repeats a batch that is on the device; "cache" gathers each batch from
+clips that are on the device. The peak is the speed of a large matrix product of
+the same precision in the same run. A step counts as three forward passes, and a
+multiply-accumulate as two operations.
 """
 
 import argparse
-import contextlib
 import gc
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,14 @@ from datasets.cache import CachedDataset
 from datasets.transforms import augment
 from losses import batch_all_triplet_loss
 from models import BACKBONES, KINETICS, build_model
+from utils.argtypes import number
+from utils.config import Parser
 from utils.device import mixed_precision
 
+ROW = "{:<10} {:>10} {:>8} {:>14} {:>16}"
 
-def seconds_of(function, device, runs, warm_ups=2):
+
+def median_seconds(function, device, runs, warm_ups=2):
     """Median seconds of `function` after the warm-ups."""
     times = []
     for _ in range(runs + warm_ups):
@@ -42,14 +47,14 @@ def seconds_of(function, device, runs, warm_ups=2):
 
 
 def peak_flops(device, precision, runs):
-    """Operations a second of a matrix product of 8192² on GPUs, 2048² on CPUs."""
+    """Operations per second of a matrix product of side 8192 on GPUs, 2048 on CPUs."""
     side = 8192 if device.type == "cuda" else 2048
     a = torch.randn(side, side, device=device, dtype=precision or torch.float32)
-    return 2 * side**3 / seconds_of(lambda: a @ a, device, runs)
+    return 2 * side**3 / median_seconds(lambda: a @ a, device, runs)
 
 
 def forward_flops(backbone, args):
-    """Operations of the forward pass of one clip; args: has width, clip_frames and size."""
+    """Operations of the forward pass of one clip; args: width, clip_frames and size."""
     with torch.device("meta"):
         model = BACKBONES[backbone](width=args.width).eval()
         clip = torch.empty(1, 3, args.clip_frames, args.size, args.size)
@@ -59,20 +64,24 @@ def forward_flops(backbone, args):
 
 
 def make_step(backbone, args, device, precision, next_batch):
-    """A function that takes one training step on what `next_batch` gives."""
+    """A function that takes one training step on the batch that `next_batch` returns."""
     model = build_model(backbone, 64, width=args.width).to(device)
     model = model.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9, fused=device.type == "cuda")
-    preprocessing = {"size": args.size, "crop": 0.875, **KINETICS}
-    generator = torch.Generator(device)
+    transform = partial(
+        augment,
+        preprocessing={"size": args.size, "crop": 0.875, **KINETICS},
+        crop_scale=(0.7, 1.0),
+        flip=True,
+        colour_jitter=0.2,
+        generator=torch.Generator(device),
+    )
 
     def step():
-        clips, labels = next_batch()
-        clips = augment(clips.to(device), preprocessing, crop_scale=(0.7, 1.0), flip=True,
-                        colour_jitter=0.2, generator=generator)  # fmt: skip
-        half = torch.autocast(device.type, precision) if precision else contextlib.nullcontext()
-        with half:
-            codes = model(clips)
+        clips, labels = next_batch()  # (B, T, H, W, 3) uint8, (B,)
+        clips = transform(clips.to(device))  # (B, 3, T, H, W)
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            codes = model(clips)  # (B, K)
         loss, _ = batch_all_triplet_loss(codes, labels.to(device), 8.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -83,87 +92,107 @@ def make_step(backbone, args, device, precision, next_batch):
 
 
 def open_batches(args, device):
-    """{"synthetic", "cache"}: functions that give a batch of clips and labels on `device`.
+    """{"one_batch", "cache"}: functions that return a batch of clips and labels on `device`.
 
-    args: has batch, clip_frames (T) and size; frames are as much larger than `size` as usual.
+    args: batch, clip_frames (T) and size; frames are larger than `size` in the usual proportion.
     """
     height, width = round(args.size * 128 / 112), round(args.size * 171 / 112)
     shape = (2 * args.batch, 2 * args.clip_frames, height, width, 3)
     rng = np.random.default_rng(0)
+    labels = [i % args.batch // 4 for i in range(2 * args.batch)]
+    data = argparse.Namespace(
+        names=[str(i) for i in range(len(labels))],
+        labels=labels,
+        clip_frames=args.clip_frames,
+        frame_size=shape[2:],
+        extraction=None,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clips.npy"
         np.save(path, rng.integers(0, 256, shape, np.uint8))
-        labels = [i % args.batch // 4 for i in range(len(np.load(path, mmap_mode="r")))]
-        data = argparse.Namespace(
-            names=[str(i) for i in range(len(labels))], labels=labels, clip_frames=args.clip_frames,
-            frame_size=shape[2:], extraction=None,
-        )  # fmt: skip
         cache = CachedDataset(data, path, "device", device)
-    fixed = cache.__getitems__(list(range(args.batch)))
+    batch = cache.__getitems__(list(range(args.batch)))
 
     def from_cache():
         return cache.__getitems__([(int(i), int(i)) for i in rng.permutation(args.batch)])
 
-    return {"synthetic": lambda: fixed, "cache": from_cache}
+    return {"one_batch": lambda: batch, "cache": from_cache}
 
 
 def measure(backbone, args, device, precision, next_batch):
-    """{"clips_per_second", "peak_mib"} of training steps; the peak is None but on a GPU.
+    """{"clips_per_second", "peak_mib"} of training steps; peak_mib is None without a GPU.
 
-    The peak is of tensors, from the third step on, above what was there before the network.
+    The peak counts tensors from the third step on, above the memory in use before.
     """
     before = memory_in_use(device)
     step = make_step(backbone, args, device, precision, next_batch)
-    step(), step()  # cuDNN tries algorithms, some of which take more memory than is used later
+    for _ in range(2):  # cuDNN tries algorithms, some of which need more memory than later steps
+        step()
     memory_in_use(device)
-    speed = args.batch / seconds_of(step, device, args.runs, warm_ups=0)
+    speed = args.batch / median_seconds(step, device, args.runs, warm_ups=0)
     return {"clips_per_second": speed, "peak_mib": peak_memory(device, before)}
 
 
 def memory_in_use(device):
-    """Bytes of tensors on a GPU, from which `peak_memory` counts anew; None elsewhere."""
+    """Bytes of tensors on a GPU, and restart of the peak for `peak_memory`; None without a GPU."""
     if device.type != "cuda":
         return None
-    gc.collect()  # what is left of the model before
+    gc.collect()  # frees the previous model
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
 
 def peak_memory(device, before):
-    """MiB of tensors above `before` bytes at the most since `memory_in_use`; None without a GPU."""
+    """Peak MiB of tensors above `before` bytes since `memory_in_use`; None without a GPU."""
     return None if before is None else (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def main():
+def parse_flags():
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
-    parser.add_argument("--batch", type=int, default=128 if on_gpu else 8, help="clips")
-    parser.add_argument("--clip-frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=112 if on_gpu else 56, help="pixels")
-    parser.add_argument("--width", type=float, default=1.0 if on_gpu else 0.5)
-    parser.add_argument("--runs", type=int, default=20 if on_gpu else 3)
-    args = parser.parse_args()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    parser = Parser(__doc__)
+    parser.add(
+        "--backbones",
+        nargs="+",
+        choices=BACKBONES,
+        default=list(BACKBONES),
+        metavar="NAME",
+        help="backbones to measure",
+    )
+    count = number(int, least=1)
+    parser.add("--batch", type=count, default=128 if on_gpu else 8, help="clips per batch")
+    parser.add("--clip-frames", type=count, default=16, help="frames per clip")
+    parser.add("--size", type=count, default=112 if on_gpu else 56, help="pixels per side")
+    width = number(float, above=0)
+    parser.add("--width", type=width, default=1.0 if on_gpu else 0.5, help="factor on channels")
+    parser.add("--runs", type=count, default=20 if on_gpu else 3, help="timed steps")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_flags()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     precision = mixed_precision(device, True)
     peak = peak_flops(device, precision, args.runs)
-    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, torch {torch.__version__}, {precision or torch.float32}, "
-          f"peak {peak / 1e12:.2f} TFLOP/s; {args.batch} clips of {args.clip_frames}x{args.size}²,"
-          f" width {args.width}")  # fmt: skip
-    print(f"{'backbone':<10} {'data':<10} {'clips/s':>9} {'of peak':>8} {'of synthetic':>13}")
-
+    threads = f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else threads
+    print(
+        f"{name}, torch {torch.__version__}, {precision or torch.float32}, "
+        f"peak {peak / 1e12:.2f} TFLOP/s; {args.batch} clips of "
+        f"{args.clip_frames}x{args.size}x{args.size}, width {args.width}"
+    )
+    print(ROW.format("backbone", "clips/s", "of peak", "cache clips/s", "cache/one batch"))
     batches = open_batches(args, device)
     for backbone in args.backbones:
-        first = None
-        for source, next_batch in batches.items():
-            measured = measure(backbone, args, device, precision, next_batch)
-            speed = measured["clips_per_second"]
-            first = first or speed
-            share = speed * 3 * forward_flops(backbone, args) / peak
-            print(f"{backbone:<10} {source:<10} {speed:>9.1f} {share:>8.1%} {speed / first:>13.1%}")
+        speeds = {
+            source: measure(backbone, args, device, precision, next_batch)["clips_per_second"]
+            for source, next_batch in batches.items()
+        }
+        speed, from_cache = speeds["one_batch"], speeds["cache"]
+        of_peak = 3 * speed * forward_flops(backbone, args) / peak
+        ratio = f"{from_cache / speed:.1%}"
+        print(ROW.format(backbone, f"{speed:.1f}", f"{of_peak:.1%}", f"{from_cache:.1f}", ratio))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Losses over a batch of approximate hash codes."""
+"""Losses on a batch of approximate hash codes."""
 
 from losses.triplet import DISTANCES, MINING, batch_all_triplet_loss, batch_hard_triplet_loss
 

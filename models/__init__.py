@@ -5,6 +5,7 @@ from functools import partial
 from models.c3d import C3D
 from models.hashing import HashingNetwork
 from models.pretrained import fill_backbone, load_pretrained
+from models.pretrained_formats import KINETICS
 from models.resnet3d import ResNet3D
 from utils.errors import UserError
 
@@ -18,7 +19,7 @@ BACKBONES = {
 
 
 def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0):
-    """The network from a clip to its approximate hash code.
+    """The network from clips to approximate hash codes, with random weights.
 
     backbone: a key of BACKBONES. bits: K >= 1. width: factor on every channel count.
     shortcut: "A" or "B", for ResNets only. dropout: probability, before the hash layer and, in
@@ -32,22 +33,13 @@ def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0):
     return HashingNetwork(BACKBONES[backbone](**options), bits, dropout=dropout)
 
 
-# Of Kinetics-400, as torchvision publishes it; for networks that start from random weights.
-KINETICS = {
-    "mean": [0.43216, 0.394666, 0.37645],
-    "std": [0.22803, 0.22145, 0.216989],
-    "channels": "RGB",
-    "range": 1.0,
-}
+def build_initial_model(settings, pretrained=None):
+    """The network that training starts from: `build_model`, and pretrained weights if wanted.
 
-
-def build_network(settings, pretrained=None):
-    """A new network, with the backbone's weights from a file where one is given.
-
-    settings: arguments of `build_model`; a shortcut of None is what the weights need, else B.
+    settings: arguments of `build_model`; shortcut None means what the weights need, otherwise B.
     pretrained: name or path for `load_pretrained`; None or "none" for random weights.
-    Returns (model, settings as used, normalisation of the input, source of the weights or None).
-    Raises UserError where weights and settings do not agree.
+    Returns (model, the settings used, normalisation of the input, source of the weights or None).
+    Raises UserError where the weights contradict the settings.
     """
     if pretrained in (None, "none"):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
@@ -69,7 +61,7 @@ __all__ = [
     "BACKBONES",
     "KINETICS",
     "HashingNetwork",
+    "build_initial_model",
     "build_model",
-    "build_network",
     "load_pretrained",
 ]

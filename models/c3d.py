@@ -5,11 +5,11 @@ Convolutional Networks", ICCV 2015, https://arxiv.org/abs/1412.0767; official co
 https://github.com/facebookarchive/C3D.
 
 Differences from the paper:
-- Any clip of at least 16 frames and 16x16 pixels: what pool5 leaves is averaged or repeated to
-  1x4x4, which changes nothing at the paper's 16x112x112.
-- Weights start from He et al. (2015) in place of N(0, 0.01), with which a network of this depth
-  without batch normalisation hardly trains from nothing.
-- No classifier: the network ends at fc7 and its ReLU. A factor scales the width.
+- Clips of any size from 16 frames and 16x16 pixels: adaptive average pooling after pool5 makes the
+  output 1x4x4. At the paper's 16x112x112 it changes nothing.
+- Initialisation of He et al. (2015) instead of N(0, 0.01), from which a network of this depth
+  without batch normalisation hardly trains.
+- No classifier: the output is fc7 after its ReLU. A factor scales the width.
 """
 
 from torch import nn
@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from utils.errors import UserError
 
-LEAST_FRAMES, LEAST_PIXELS = 16, 16
+MIN_FRAMES, MIN_PIXELS = 16, 16
 
 
 class C3D(nn.Module):
-    """clips (B, 3, T, H, W) -> features (B, feature_dim); T >= 16, H and W >= 16.
+    """Clips (B, 3, T, H, W) -> features (B, feature_dim); T >= 16, H and W >= 16.
 
     width: factor on every channel count and on the 4096 units of fc6 and fc7. dropout: after fc6.
     Raises UserError for a smaller clip.
@@ -45,17 +45,17 @@ class C3D(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, clips):
-        if clips.shape[2] < LEAST_FRAMES or min(clips.shape[3:]) < LEAST_PIXELS:
+        if clips.shape[2] < MIN_FRAMES or min(clips.shape[3:]) < MIN_PIXELS:
             raise UserError(
-                f"C3D needs clips of at least {LEAST_FRAMES} frames and {LEAST_PIXELS} pixels a "
-                f"side, got {tuple(clips.shape[2:])}"
+                f"C3D needs clips of at least {MIN_FRAMES} frames of {MIN_PIXELS}x{MIN_PIXELS} "
+                f"pixels, got {tuple(clips.shape[2:])}"
             )
         relu, pool = functional.relu, functional.max_pool3d
         x = pool(relu(self.conv1(clips)), (1, 2, 2))  # (B, 64, T, H/2, W/2)
         x = pool(relu(self.conv2(x)), 2)  # (B, 128, T/2, H/4, W/4)
         x = pool(relu(self.conv3b(relu(self.conv3a(x)))), 2)  # (B, 256, T/4, H/8, W/8)
         x = pool(relu(self.conv4b(relu(self.conv4a(x)))), 2)  # (B, 512, T/8, H/16, W/16)
-        x = pool(relu(self.conv5b(relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+        x = pool(relu(self.conv5b(relu(self.conv5a(x)))), 2, padding=(0, 1, 1))  # (B, 512, T/16, …)
         x = functional.adaptive_avg_pool3d(x, (1, 4, 4))  # (B, 512, 1, 4, 4)
         x = relu(self.fc6(x.flatten(1)))
         return relu(self.fc7(self.dropout(x)))  # (B, 4096)

@@ -6,7 +6,7 @@ Neural Networks", CVPR 2015, https://arxiv.org/abs/1504.03410.
 Differences from the paper:
 - The 2D network is a 3D one.
 - The divide-and-encode module is one fully connected layer.
-- tanh gives codes in (-1, 1), quantised by sign, in place of a sigmoid and a threshold at 0.5.
+- Codes are tanh in (-1, 1), binarised by sign, instead of a sigmoid with a threshold at 0.5.
 """
 
 from torch import nn
@@ -15,7 +15,11 @@ from utils.errors import UserError
 
 
 class HashingNetwork(nn.Module):
-    """clips (B, 3, T, H, W) float -> approximate hash codes (B, K) in (-1, 1)."""
+    """Clips (B, 3, T, H, W) float -> approximate hash codes (B, K) in (-1, 1).
+
+    backbone: a module from clips to features (B, backbone.feature_dim). bits: K. dropout: before
+    the hash layer.
+    """
 
     def __init__(self, backbone, bits, dropout=0.0):
         super().__init__()
@@ -25,21 +29,21 @@ class HashingNetwork(nn.Module):
         self.frozen = []  # modules that stay in evaluation mode
 
     def freeze(self, until=None, batch_norm=False):
-        """Fix the backbone's layers up to and including `until`, as fine-tuning often does.
+        """Freeze the backbone's layers up to and including `until`, for fine-tuning.
 
-        until: name of a child of the backbone, such as "layer2" or "conv3b". Its parameters and
-        those before it get no gradient. batch_norm: also keep the running statistics of every
-        batch normalisation of the backbone. Conversion to SyncBatchNorm must come before, since it
-        replaces the modules. Raises UserError for an unknown layer.
+        until: name of a child of the backbone, such as "layer2" or "conv3b"; None freezes no layer.
+        batch_norm: also keep the running statistics of all batch normalisation in the backbone.
+        Convert to SyncBatchNorm first, since that replaces the modules. Raises UserError for an
+        unknown layer.
         """
         names = [name for name, _ in self.backbone.named_children()]
         if until is not None and until not in names:
-            raise UserError(f"--freeze-until {until}: the layers are {', '.join(names)}")
-        fixed = names[: names.index(until) + 1] if until else []
-        self.frozen = [self.backbone.get_submodule(name).requires_grad_(False) for name in fixed]
+            raise UserError(f"--freeze-until {until}: choose from {', '.join(names)}")
+        frozen = names[: names.index(until) + 1] if until else []
+        self.frozen = [self.backbone.get_submodule(name).requires_grad_(False) for name in frozen]
         if batch_norm:
-            kinds = (nn.BatchNorm3d, nn.SyncBatchNorm)
-            self.frozen += [m for m in self.backbone.modules() if isinstance(m, kinds)]
+            norms = (nn.BatchNorm3d, nn.SyncBatchNorm)
+            self.frozen += [m for m in self.backbone.modules() if isinstance(m, norms)]
 
     def train(self, mode=True):
         super().train(mode)

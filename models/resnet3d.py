@@ -10,17 +10,17 @@ The residual design is K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning 
 Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385.
 
 Differences from the papers:
-- Shortcut A (Hara's for ResNet-18 and -34) is an option; B, a 1x1x1 convolution, the default.
-- Shortcut A pads with zeros inside the graph. The official code of 2017 pads `.data`, which keeps
-  the gradient from flowing through the shortcut.
-- No classifier: the network ends at the pooled features. A factor scales the width.
+- Shortcut B, a 1x1x1 convolution, is the default; A, Hara's for ResNet-18 and -34, is an option.
+- Shortcut A pads with zeros inside the autograd graph. The official code of 2017 pads `.data`, so
+  that no gradient flows through the shortcut.
+- No classifier: the output is the pooled features. A factor scales the width.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-# Frames that the first kernel spans, and whether a max-pool follows it.
+# Name -> (frames of the first kernel, whether max-pooling follows).
 STEMS = {"hara": (7, True), "r3d": (3, False)}
 
 
@@ -29,7 +29,7 @@ def _conv3x3x3(in_channels, out_channels, stride):
 
 
 class ZeroPadShortcut(nn.Module):
-    """Shortcut A: subsample, and fill the new channels with zeros. It has no parameters."""
+    """Shortcut A: subsample, and fill the new channels with zeros; no parameters."""
 
     def __init__(self, new_channels, stride):
         super().__init__()
@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet3D(nn.Module):
-    """clips (B, 3, T, H, W) -> features (B, feature_dim); any T, H, W >= 1.
+    """Clips (B, 3, T, H, W) -> features (B, feature_dim); any T, H, W >= 1.
 
     blocks: residual blocks in each of the four stages. stem: "hara" (7x7x7 and max-pool) or "r3d"
     (3x7x7). width: factor on 64, 128, 256, 512 channels. shortcut: "A" (zero padding, no
@@ -77,9 +77,10 @@ class ResNet3D(nn.Module):
     def __init__(self, blocks, stem="hara", width=1.0, shortcut="B"):
         super().__init__()
         channels = [max(1, round(width * c)) for c in (64, 128, 256, 512)]
-        span, has_pool = STEMS[stem]
+        frames, has_pool = STEMS[stem]
+        kernel, padding = (frames, 7, 7), (frames // 2, 3, 3)
         self.conv1 = nn.Conv3d(
-            3, channels[0], (span, 7, 7), stride=(1, 2, 2), padding=(span // 2, 3, 3), bias=False
+            3, channels[0], kernel, stride=(1, 2, 2), padding=padding, bias=False
         )
         self.bn1 = nn.BatchNorm3d(channels[0])
         self.maxpool = nn.MaxPool3d(3, stride=2, padding=1) if has_pool else nn.Identity()
@@ -98,7 +99,7 @@ class ResNet3D(nn.Module):
 
     def forward(self, clips):
         x = functional.relu(self.bn1(self.conv1(clips)))  # (B, 64, T, H/2, W/2)
-        x = self.maxpool(x)  # hara: (B, 64, T/2, H/4, W/4), and all below halved with it
+        x = self.maxpool(x)  # "hara": (B, 64, T/2, H/4, W/4), and all sizes below are halved
         x = self.layer1(x)
         x = self.layer2(x)  # (B, 128, T/2, H/4, W/4)
         x = self.layer3(x)  # (B, 256, T/4, H/8, W/8)

@@ -104,15 +104,15 @@ def test_any_bytes_as_a_config_end_in_status_2(tmp_path_factory, content):
     ("flags", "message"),
     [
         (["--device", "toaster"], "toaster"),
-        (["--classes-per-batch", 9], "--classes-per-batch"),
+        (["--classes-per-batch", 9], "--classes-per-batch is 9"),
         (["--clip-frames", 9], "only 8 frames per video; lower it or raise extract_frames.py"),
         (
             ["--clip-frames", 9, "--cache", "ram", "--cache-frames", 8],
             "only 8 frames per video; lower it or raise --cache",
         ),
         (["--backbone", "c3d"], "at least 16 frames"),
-        (["--freeze-until", "layer9"], "the layers are"),
-        (["--pretrained", "nowhere.pth"], "no such file"),
+        (["--freeze-until", "layer9"], "choose from conv1, bn1"),
+        (["--pretrained", "nowhere.pth"], "file not found"),
         (["--frames", "nowhere"], "correct --frames"),
         (["--splits", "nowhere"], "make_splits.py"),
         (["--sync-batch-norm"], "GPUs only"),

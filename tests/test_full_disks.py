@@ -40,7 +40,7 @@ def test_extraction_on_a_full_disk_stops_and_resumes(demo, small_disk, run_scrip
 def test_a_cache_on_a_full_disk_is_refused_and_leaves_nothing(demo, small_disk, run_script):
     flags = "--cache", "disk", "--cache-frames", 64, "--cache-folder", small_disk
     error = run_script(*train_command(demo, demo / "no_run", *flags), status=1).stderr
-    assert "GB free and the clips take" in error and os.listdir(small_disk) == [".lock"]
+    assert "GB free and the clips need" in error and os.listdir(small_disk) == [".lock"]
 
 
 def test_a_disk_that_fills_while_the_cache_is_made_is_an_error_not_a_crash(

@@ -1,4 +1,4 @@
-"""Shapes, gradients and the metadata that the papers give about each backbone."""
+"""Shapes, gradients, and the parameters and strides that the papers state for each backbone."""
 
 import itertools
 
@@ -15,11 +15,9 @@ def clips(batch=2, frames=16, side=32):
     return torch.randn(batch, 3, frames, side, side)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "bits"),
-    [*((name, 64) for name in BACKBONES), *(("resnet18", k) for k in (1, 16, 32, 48, 128))],
-)
-def test_codes_have_any_number_of_bits_and_lie_in_the_open_cube(backbone, bits):
+@pytest.mark.parametrize("bits", [1, 48, 128])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_codes_have_any_number_of_bits_and_lie_between_minus_one_and_one(backbone, bits):
     torch.manual_seed(0)
     model = build_model(backbone, bits, width=0.125).train()  # batch statistics keep tanh in range
     codes = model(clips())
@@ -38,7 +36,7 @@ def test_every_parameter_receives_a_gradient(backbone, shortcut):
 
 
 def test_zero_padding_shortcut_carries_the_gradient():
-    """The well-known implementation pads `.data`: there this gradient would be None or zero."""
+    """Hara's code of 2017 pads `.data`, so that this gradient would be None or zero."""
     x = torch.randn(1, 4, 4, 4, 4, requires_grad=True)
     y = ZeroPadShortcut(new_channels=4, stride=2)(x)
     assert y.shape == (1, 8, 2, 2, 2)
@@ -64,7 +62,7 @@ def count(module):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
 def test_resnets_have_the_parameters_of_torchvisions_with_another_stem(backbone):
-    """VideoResNet differs in a 3x7x7 stem and its classifier, and has no ResNet-34 by name."""
+    """torchvision's VideoResNet differs in its 3x7x7 stem and its classifier."""
     blocks = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}[backbone]
     theirs = resnet.VideoResNet(
         resnet.BasicBlock, [resnet.Conv3DSimple] * 4, blocks, resnet.BasicStem
@@ -87,11 +85,10 @@ def test_resnet_strides_are_those_of_the_paper():
     shapes = []
     for name in ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
         module = getattr(model, name)
-        module.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[2:])))
+        module.register_forward_hook(lambda _, __, out: shapes.append(list(out.shape[2:])))
     model(clips(1, 16, 112))
-    assert shapes == [
-        (16, 56, 56), (8, 28, 28), (8, 28, 28), (4, 14, 14), (2, 7, 7), (1, 4, 4)
-    ]  # fmt: skip
+    strided = [[16, 56, 56], [8, 28, 28], [8, 28, 28], [4, 14, 14], [2, 7, 7], [1, 4, 4]]
+    assert shapes == strided
 
 
 def test_c3d_takes_other_sizes_and_refuses_clips_that_are_too_small():
@@ -105,14 +102,14 @@ def test_c3d_takes_other_sizes_and_refuses_clips_that_are_too_small():
 def test_a_few_steps_from_random_weights_separate_two_motions(backbone):
     """Clips that differ only in the direction of time: brighter or darker from frame to frame."""
     torch.manual_seed(0)
-    model = build_model(backbone, 16, width=0.125)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model = build_model(backbone, 16, width=0.0625)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     ramp = torch.linspace(-1, 1, 16).view(1, 1, 16, 1, 1)
-    labels = torch.arange(16) % 2
-    x = torch.randn(16, 3, 16, 24, 24) * 0.3 + ramp * (2 * labels - 1).view(-1, 1, 1, 1, 1)
+    labels = torch.arange(8) % 2
+    x = torch.randn(8, 3, 16, 16, 16) * 0.3 + ramp * (2 * labels - 1).view(-1, 1, 1, 1, 1)
     losses = []
-    for _ in range(25):
-        loss, stats = batch_all_triplet_loss(model(x), labels, 4.0, average="valid")
+    for _ in range(20):
+        loss, _ = batch_all_triplet_loss(model(x), labels, 4.0, average="valid")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

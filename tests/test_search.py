@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 
 from datasets.synthetic import class_names, make_dataset
-from datasets.video import find_videos
-from models import build_network
+from datasets.video_files import find_videos
+from models import build_initial_model
 from utils.checkpoint import save_checkpoint
 
 CLASSES = class_names(3)
@@ -31,7 +31,7 @@ def write_checkpoint(path, bits=12, seed=0):
         "shortcut": "B",
         "dropout": 0,
     }
-    model, network, normalisation, _ = build_network(settings)
+    model, network, normalisation, _ = build_initial_model(settings)
     preprocessing = {"clip_frames": 4, "frame_size": [32, 32], "size": 28, "crop": 0.9}
     save_checkpoint(path, {"network": network, "model": model.state_dict(), "classes": CLASSES,
                            "preprocessing": preprocessing | normalisation})  # fmt: skip

@@ -40,3 +40,12 @@ def test_no_script_or_package_imports_a_script():
 
 def test_utils_stays_small():
     assert len(list((ROOT / "utils").glob("*.py"))) <= 12
+
+
+def test_every_function_fits_a_screen():
+    for path in ROOT.glob("**/*.py"):
+        if path.relative_to(ROOT).parts[0].startswith("."):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

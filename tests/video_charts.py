@@ -32,11 +32,14 @@ def patches(picture):
     return middle.mean(axis=(1, 3))
 
 
-def encode(path, pictures, *options, rate=25):
-    """Write (T, H, W, 3) uint8 RGB pictures as a video. Returns whether ffmpeg can."""
+def encode(path, pictures, options, rate=25):
+    """Write (T, H, W, 3) uint8 RGB pictures as a video. Returns whether ffmpeg can.
+
+    options: of the ffmpeg program, as one string.
+    """
     height, width = pictures.shape[1:3]
     command = ["ffmpeg", "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", str(rate), "-i", "-", *options, str(path)]
+    command += ["-s", f"{width}x{height}", "-r", str(rate), "-i", "-", *options.split(), str(path)]
     run = subprocess.run(command, input=pictures.tobytes(), capture_output=True)
     return run.returncode == 0 and path.stat().st_size > 0
 

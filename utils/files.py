@@ -70,3 +70,14 @@ def write_failures(path, failures):
 def printable(name):
     """A file name as one line: control characters and undecodable bytes are escaped."""
     return str(name) if str(name).isprintable() else repr(str(name))
+
+
+def check_writable(folder, flag):
+    """Raise UserError if no file can be made in `folder`, which need not exist. flag: its name."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{flag} {folder}: {existing}: Not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: {existing} cannot be written")
