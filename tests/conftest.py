@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def extract_and_split(root, run_script):
                *EXTRACT)  # fmt: skip
     run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",
                "--frames", root / "frames", "--output", root / "splits")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def drawn_videos(tmp_path_factory):
+    """Folder of 45 videos of 40 to 60 frames in three classes."""
+    root = tmp_path_factory.mktemp("drawn")
+    make_dataset(root, classes=3, groups=5, videos=45, test_groups=1)
+    return root / "videos"
+
+
+@pytest.fixture
+def few_videos(drawn_videos, tmp_path):
+    """A copy of four of the videos, which a test may change."""
+    for video in sorted(drawn_videos.glob("*/*_c01.avi"))[:4]:
+        copy = tmp_path / "videos" / video.relative_to(drawn_videos)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(video, copy)
+    return tmp_path / "videos"
 
 
 @pytest.fixture(scope="session")
