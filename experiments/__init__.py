@@ -1,1 +1,1 @@
-"""The evidence for the settings: see RESULTS.md."""
+"""The experiments behind the default settings; docs/results.md has their results."""

@@ -1,36 +1,45 @@
-"""What experiments/recipe.py compares with ours: other losses, and codes made without labels."""
+"""What the experiments compare with our loss: other losses, and codes made without labels."""
 
 import faiss
 import torch
+from torch import nn
 from torch.nn import functional
 
 from losses import DISTANCES
 from retrieval.codes import binarize
 from retrieval.metrics import evaluate
 
-# ==== losses; one that helps would move to losses/ ====
+# ==== losses of codes (B, K) and labels (B,); one that helps would move to losses/ ====
 
 
 def semi_hard(codes, labels, margin, distance):
-    """Triplets whose negative is farther than the positive but within the margin (Schroff 2015)."""
+    """Mean over the semi-hard triplets: D[a, p] < D[a, n] < D[a, p] + margin.
+
+    F. Schroff, D. Kalenichenko, J. Philbin, "FaceNet", CVPR 2015, https://arxiv.org/abs/1503.03832.
+    """
     distances = DISTANCES[distance](codes)
     same = labels[:, None] == labels
-    gap = distances[:, None, :] - distances[:, :, None]  # [a, p, n]
-    valid = (same & ~torch.eye(len(labels), dtype=torch.bool))[:, :, None] & ~same[:, None, :]
-    chosen = valid & (gap > 0) & (gap < margin)
+    positives = same & ~torch.eye(len(labels), dtype=torch.bool)
+    gap = distances[:, None, :] - distances[:, :, None]  # (B, B, B), [a, p, n]
+    chosen = positives[:, :, None] & ~same[:, None, :] & (gap > 0) & (gap < margin)
     return ((margin - gap) * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def decorrelation(codes):
-    """Squared correlations of different bits (Barlow Twins' second term, Zbontar et al. 2021)."""
+    """Mean squared correlation of different bits, the second term of Barlow Twins.
+
+    J. Zbontar et al., "Barlow Twins", ICML 2021, https://arxiv.org/abs/2103.03230.
+    """
     centred = codes - codes.mean(0)
     correlation = functional.normalize(centred, dim=0).T @ functional.normalize(centred, dim=0)
-    off = correlation - torch.diag(torch.diag(correlation))
-    return off.square().mean()
+    return (correlation - torch.diag(torch.diag(correlation))).square().mean()  # of (K, K)
 
 
 def hadamard_centres(classes, bits, generator):
-    """Central similarity's targets (Yuan et al. 2020): rows of a Hadamard matrix, cut to K bits."""
+    """(classes, bits) codes of ±1 far from each other: rows of a Hadamard matrix, cut to K bits.
+
+    The targets of central similarity: L. Yuan et al., CVPR 2020, https://arxiv.org/abs/1908.00347.
+    """
     matrix, size = torch.ones(1, 1), 1
     while size < max(bits, classes):
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
@@ -40,25 +49,50 @@ def hadamard_centres(classes, bits, generator):
 
 
 def tie_aware_ap(codes, labels):
-    """1 - mean AP of the batch over histograms of relaxed distances (He et al., CVPR 2018)."""
+    """1 - mean AP of the batch, over soft histograms of the relaxed distances.
+
+    K. He, F. Cakir, S. A. Bargal, S. Sclaroff, "Hashing as tie-aware learning to rank", CVPR 2018,
+    https://arxiv.org/abs/1705.08562.
+    """
     bits = codes.shape[1]
     distances = (bits - codes @ codes.T) / 2
     others = ~torch.eye(len(labels), dtype=torch.bool)
     relevant = (labels[:, None] == labels) & others
     bins = torch.arange(bits + 1)
-    share = (1 - (distances[..., None] - bins).abs()).clamp(min=0)  # (B, B, K + 1)
-    found = (share * relevant[..., None]).sum(1)
-    seen = (share * others[..., None]).sum(1)
-    below = found.cumsum(1), seen.cumsum(1)
-    precision = (1 + 2 * below[0] - found) / (1 + 2 * below[1] - seen)
+    weights = (1 - (distances[..., None] - bins).abs()).clamp(min=0)  # (B, B, K + 1)
+    found = (weights * relevant[..., None]).sum(1)  # (B, K + 1) relevant items per distance
+    seen = (weights * others[..., None]).sum(1)  # (B, K + 1) items per distance
+    precision = (1 + 2 * found.cumsum(1) - found) / (1 + 2 * seen.cumsum(1) - seen)
     return 1 - ((found * precision).sum(1) / relevant.sum(1).clamp(min=1)).mean()
 
 
-# ==== codes without labels ====
+def other_terms(classes, bits, seed):
+    """({name: function of (codes (B, K), labels (B,))}, the parameters that some of them learn)."""
+    classifier, proxies = nn.Linear(bits, classes), nn.Parameter(torch.randn(classes, bits) / 8)
+    centres = hadamard_centres(classes, bits, torch.Generator().manual_seed(seed))
+    terms = {
+        "quantisation": lambda c, y: bits / 4 * (1 - c.abs()).square().mean(),
+        "balance": lambda c, y: bits / 4 * c.mean(0).square().mean(),
+        "decorrelation": lambda c, y: bits / 4 * decorrelation(c),
+        "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
+        "central": lambda c, y: functional.binary_cross_entropy((c + 1) / 2, (centres[y] + 1) / 2),
+        "fixed": lambda c, y: functional.cross_entropy(8 / bits * c @ centres.T, y),
+        "proxy": lambda c, y: functional.cross_entropy(
+            8 * functional.normalize(c) @ functional.normalize(proxies).T, y
+        ),
+        "average_precision": tie_aware_ap,
+    }
+    return terms, [*classifier.parameters(), proxies]
+
+
+# ==== codes made without labels: (training features, bits, seed) -> function of features ====
 
 
 def itq(features, bits, seed):
-    """Iterative quantisation (Gong & Lazebnik, CVPR 2011): PCA and the best rotation, by Faiss."""
+    """Iterative quantisation, by Faiss: PCA and the rotation with the least quantisation error.
+
+    Y. Gong, S. Lazebnik, "Iterative Quantization", CVPR 2011.
+    """
     transform = faiss.ITQTransform(features.shape[1], bits, True)
     transform.itq.seed = seed
     transform.train(features.numpy())
@@ -66,31 +100,27 @@ def itq(features, bits, seed):
 
 
 def hyperplanes(features, bits, seed):
-    """Signs of random projections (Charikar 2002) of centred features."""
+    """Signs of random projections of centred features (M. Charikar, STOC 2002)."""
     planes = torch.randn(features.shape[1], bits, generator=torch.Generator().manual_seed(seed))
     return lambda x: (x - features.mean(0)) @ planes
 
 
-BASELINES = {
-    "ITQ of the features": itq,
-    "random hyperplanes of the features": hyperplanes,
-}
-"""Name -> what makes codes of features without labels: (training features, bits, seed) -> f."""
+BASELINES = {"ITQ of the features": itq, "random hyperplanes of the features": hyperplanes}
 
 
-# ==== what codes are worth ====
+# ==== evaluation ====
 
 
-def scores(query, query_labels, database, database_labels):
-    """mAP over all ranks of binary codes, and of real-valued codes under the same distance."""
+def score(query, query_labels, database, database_labels):
+    """mAP over all ranks of the binarised codes, and of the real-valued codes: a dict."""
     metrics = evaluate(binarize(query), query_labels, binarize(database), database_labels)
-    real = real_map(query, query_labels, database, database_labels)
-    return {"map": metrics["map"], "map_real": real}
+    map_real = real_map(query, query_labels, database, database_labels)
+    return {"map": metrics["map"], "map_real": map_real}
 
 
 def real_map(query, query_labels, database, database_labels):
-    """mAP over all ranks by (K - <u, v>) / 2 of real-valued codes."""
-    order = (query @ database.T).argsort(dim=1, descending=True, stable=True)
+    """mAP over all ranks by the distance (K - <u, v>) / 2 of real-valued codes."""
+    order = (query @ database.T).argsort(dim=1, descending=True, stable=True)  # (Q, N)
     relevant = (database_labels[order] == query_labels[:, None]).double()
     ranks = torch.arange(1, relevant.shape[1] + 1)
     precision = relevant.cumsum(1) / ranks

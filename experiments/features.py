@@ -1,85 +1,131 @@
-"""The recipe on features: the hash layer alone, with our sampler, loss and evaluation."""
+"""The experiments on features: train the hash layer with our sampler and loss, then evaluate."""
 
+import itertools
 import re
 from functools import cache
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from datasets.samplers import PKBatchSampler
-from experiments.comparisons import (
-    BASELINES,
-    decorrelation,
-    hadamard_centres,
-    scores,
-    semi_hard,
-    tie_aware_ap,
-)
+from experiments.comparisons import BASELINES, other_terms, score, semi_hard
 from losses import MINING
 from models import HashingNetwork
 
-NEEDS = "features"
 DEFAULT = {
-    "bits": 64, "steps": 300, "lr": 1e-3, "dropout": 0.5, "weight_decay": 0.05,
-    "mining": "batch-all", "distance": "hamming", "margin": 1 / 8, "average": "active",
-    "classes": 14, "clips": 8, "triplet": 1.0, "slope": 1.0, "unseen": 0,
-}  # fmt: skip
-# A margin is a fraction of the largest distance: K Hamming, 4K squared, 2 sqrt(K) plain.
-LARGEST = {"hamming": lambda k: k, "squared": lambda k: 4 * k, "euclidean": lambda k: 2 * k**0.5}
-REFERENCE = {  # squared distance and the margin of 20 at 64 bits, all valid triplets, plain batches
-    "distance": "squared", "margin": 20 / 256, "average": "valid", "plain_batch": 120,
-}  # fmt: skip
-CHANGES = {
+    # codes and loss; a margin is a fraction of the largest distance
+    "bits": 64,
+    "mining": "batch-all",
+    "distance": "hamming",
+    "margin": 1 / 8,
+    "average": "active",
+    # batches: P classes with K clips each, or, if random_batch is set, as many clips at random
+    "classes": 14,
+    "clips": 8,
+    "random_batch": None,
+    # training; dropout is before the hash layer, slope is that of tanh in the last step
+    "steps": 300,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "dropout": 0.5,
+    "slope": 1.0,
+    "unseen": 0,  # classes that only queries and database have
+    # weights of the loss terms; see `comparisons.other_terms`
+    "triplet": 1.0,
+    "quantisation": 0.0,
+    "balance": 0.0,
+    "decorrelation": 0.0,
+    "classification": 0.0,
+    "central": 0.0,
+    "fixed": 0.0,
+    "proxy": 0.0,
+    "average_precision": 0.0,
+}
+LARGEST_DISTANCE = {
+    "hamming": lambda bits: bits,
+    "squared": lambda bits: 4 * bits,
+    "euclidean": lambda bits: 2 * bits**0.5,
+}
+REFERENCE = {  # the margin is 20 at 64 bits
+    "distance": "squared",
+    "margin": 20 / 256,
+    "average": "valid",
+    "random_batch": 120,
+}
+REFERENCE_SGD = {**REFERENCE, "optimizer": "sgd", "lr": 1e-3, "weight_decay": 5e-4}
+
+
+def sweep(name, key, values):
+    """{name with each value: change of `key` to it}."""
+    return {name.format(value): {key: value} for value in values}
+
+
+def margins(name, divisors, **changes):
+    """{name with each divisor: margin of the largest distance over it, and other changes}."""
+    return {name.format(n): {**changes, "margin": 1 / n} for n in divisors}
+
+
+def alone(term):
+    """Only this term, without triplets."""
+    return {term: 1.0, "triplet": 0.0}
+
+
+# Name -> changes of DEFAULT; --names may combine several as "A + B".
+SETTINGS = {
     "default": {},
     "reference method": REFERENCE,
-    "reference method, its SGD": {**REFERENCE, "sgd": 1e-3},
-    **{f"margin K/{n}": {"margin": 1 / n} for n in (32, 16, 6, 4, 3, 2)},
-    **{f"squared, margin 4K/{n}": {"distance": "squared", "margin": 1 / n} for n in (16, 8, 4)},
-    **{f"plain, margin 2√K/{n}": {"distance": "euclidean", "margin": 1 / n} for n in (8, 4, 2)},
+    "reference method, its SGD": REFERENCE_SGD,
+    **margins("margin K/{}", (32, 16, 6, 4, 3, 2)),
+    **margins("squared, margin 4K/{}", (16, 8, 4), distance="squared"),
+    **margins("plain, margin 2√K/{}", (8, 4, 2), distance="euclidean"),
     "mean over valid triplets": {"average": "valid"},
     "batch-hard": {"mining": "batch-hard"},
     "batch-hard, margin K/4": {"mining": "batch-hard", "margin": 0.25},
     "semi-hard": {"mining": "semi-hard"},
-    **{
-        f"P {p}, K {k}": {"classes": p, "clips": k}
-        for p, k in ((4, 28), (7, 16), (14, 4), (14, 16))
-    },
-    **{f"quantisation {w}": {"quantisation": w} for w in (0.1, 1.0)},
-    **{f"bit balance {w}": {"balance": w} for w in (0.1, 1.0)},
-    **{f"decorrelation {w}": {"decorrelation": w} for w in (1.0, 10.0)},
+    "P 4, K 28": {"classes": 4, "clips": 28},
+    "P 7, K 16": {"classes": 7, "clips": 16},
+    "P 14, K 4": {"classes": 14, "clips": 4},
+    "P 14, K 16": {"classes": 14, "clips": 16},
+    **sweep("quantisation {}", "quantisation", (0.1, 1.0)),
+    **sweep("bit balance {}", "balance", (0.1, 1.0)),
+    **sweep("decorrelation {}", "decorrelation", (1.0, 10.0)),
     "tanh slope to 5": {"slope": 5.0},
     "tanh slope to 10": {"slope": 10.0},
-    **{f"classification {w}": {"classification": w} for w in (1.0, 3.0, 10.0)},
-    "classification alone": {"classification": 1.0, "triplet": 0.0},
-    "central similarity alone": {"central": 1.0, "triplet": 0.0},
-    **{f"central similarity {w}": {"central": w} for w in (10.0, 30.0)},
-    "fixed centres alone": {"fixed": 1.0, "triplet": 0.0},
+    **sweep("classification {}", "classification", (1.0, 3.0, 10.0)),
+    "classification alone": alone("classification"),
+    "central similarity alone": alone("central"),
+    **sweep("central similarity {}", "central", (10.0, 30.0)),
+    "fixed centres alone": alone("fixed"),
     "fixed centres 10.0": {"fixed": 10.0},
-    "proxies alone": {"proxy": 1.0, "triplet": 0.0},
+    "proxies alone": alone("proxy"),
     "proxies 10.0": {"proxy": 10.0},
-    "average precision alone": {"average_precision": 1.0, "triplet": 0.0},
+    "average precision alone": alone("average_precision"),
     "average precision 10.0": {"average_precision": 10.0},
-    **{f"dropout {p}": {"dropout": p} for p in (0.0, 0.25, 0.75, 0.9)},
-    **{f"learning rate {lr}": {"lr": lr} for lr in (1e-4, 3e-4, 3e-3)},
-    **{f"weight decay {w}": {"weight_decay": w} for w in (0.0, 0.5)},
-    **{f"{n} steps": {"steps": n} for n in (100, 1000)},
-    **{f"{k} bits": {"bits": k} for k in (12, 16, 32, 48, 128)},
+    **sweep("dropout {}", "dropout", (0.0, 0.25, 0.75, 0.9)),
+    **sweep("learning rate {}", "lr", (1e-4, 3e-4, 3e-3)),
+    **sweep("weight decay {}", "weight_decay", (0.0, 0.5)),
+    **sweep("{} steps", "steps", (100, 1000)),
+    **sweep("{} bits", "bits", (12, 16, 32, 48, 128)),
     "3 classes unseen": {"unseen": 3},
-}  # fmt: skip
-"""Name -> what differs from DEFAULT; --names may join several, as `A + B`."""
+}
 
 
 def settings_of(name):
-    """DEFAULT with the changes that a name such as "16 bits + dropout 0.9" adds up."""
-    parts = [] if name in BASELINES else name.split(" + ")
-    return {**DEFAULT, **{k: v for part in parts for k, v in CHANGES[part].items()}}
+    """DEFAULT with the changes of a name such as "16 bits + dropout 0.9", or of a baseline."""
+    settings = dict(DEFAULT)
+    for change in [] if name in BASELINES else name.split(" + "):
+        settings |= SETTINGS[change]
+    return settings
+
+
+# ==== data ====
 
 
 @cache
 def read_features(path):
-    """Arrays of the file, standardised by one number, with the UCF101 group of each video."""
+    """(features, labels, is_train, groups) of the file's videos; the features have deviation 1."""
     with np.load(path) as file:
         features = torch.from_numpy(file["features"].astype(np.float32))
         labels, is_train = torch.from_numpy(file["labels"]).long(), file["is_train"].astype(bool)
@@ -88,102 +134,98 @@ def read_features(path):
 
 
 def divide(data, final, unseen, seed):
-    """Rows (training, queries, database). Each seed validates with another fifth of the groups."""
+    """Bool masks (training, queries, database); each seed has another fifth of groups as queries.
+
+    final: the test videos are the queries. unseen: this many classes are not trained on, and only
+    they are queries and database.
+    """
     _, labels, is_train, groups = data
-    held = ~is_train if final else is_train & (groups % 5 == seed % 5)
-    kept = is_train if final else is_train & ~held
-    hidden = labels.numpy() >= labels.max().item() + 1 - unseen
-    if unseen:  # train on the other classes, search among those never trained on
-        return kept & ~hidden, held & hidden, kept & hidden
-    return kept, held, kept
+    queries = ~is_train if final else is_train & (groups % 5 == seed % 5)
+    training = is_train & ~queries
+    is_unseen = labels.numpy() >= labels.max().item() + 1 - unseen
+    if unseen:
+        return training & ~is_unseen, queries & is_unseen, training & is_unseen
+    return training, queries, training
 
 
-def tried_terms(classes, bits, seed):
-    """({name: function of (codes, labels)}, the parameters that some of them learn)."""
-    classifier, proxies = nn.Linear(bits, classes), nn.Parameter(torch.randn(classes, bits) / 8)
-    centres = hadamard_centres(classes, bits, torch.Generator().manual_seed(seed))
-    terms = {
-        "quantisation": lambda c, y: bits / 4 * (1 - c.abs()).square().mean(),
-        "balance": lambda c, y: bits / 4 * c.mean(0).square().mean(),
-        "decorrelation": lambda c, y: bits / 4 * decorrelation(c),
-        "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
-        "central": lambda c, y: functional.binary_cross_entropy((c + 1) / 2, (centres[y] + 1) / 2),
-        "fixed": lambda c, y: functional.cross_entropy(8 / bits * c @ centres.T, y),
-        "proxy": lambda c, y: functional.cross_entropy(
-            8 * functional.normalize(c) @ functional.normalize(proxies).T, y
-        ),
-        "average_precision": tie_aware_ap,
-    }
-    return terms, [*classifier.parameters(), proxies]
-
-
-def train_head(features, labels, s, seed):
-    """Train a hash layer; returns it. s: DEFAULT with changes."""
-    torch.manual_seed(seed)
-    backbone = nn.Identity()
-    backbone.feature_dim = features.shape[1]
-    network = HashingNetwork(backbone, s["bits"], s["dropout"])
-    terms, learnt = tried_terms(int(labels.max()) + 1, s["bits"], seed)
-    parameters = [*network.parameters(), *learnt]
-    if "sgd" in s:
-        optimizer = torch.optim.SGD(parameters, s["sgd"], momentum=0.9, weight_decay=5e-4)
-    else:
-        optimizer = torch.optim.AdamW(parameters, s["lr"], weight_decay=s["weight_decay"])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s["steps"])
-    margin = s["margin"] * LARGEST[s["distance"]](s["bits"])
-    for step, rows in zip(range(s["steps"]), batches(labels, s, seed), strict=False):
-        y = labels[rows]
-        slope = 1 + (s["slope"] - 1) * step / s["steps"]
-        codes = torch.tanh(slope * network.hash(network.dropout(features[rows])))
-        loss = codes.new_zeros(())
-        if s["triplet"] and s["mining"] == "semi-hard":
-            loss = loss + semi_hard(codes, y, margin, s["distance"])
-        elif s["triplet"]:
-            loss = loss + MINING[s["mining"]](codes, y, margin, s["distance"], s["average"])[0]
-        for name in filter(s.get, terms):
-            loss = loss + s[name] * terms[name](codes, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval()
-
-
-def batches(labels, s, seed):
-    """P x K batches of the project's sampler, epoch after epoch; or plain random ones."""
-    if "plain_batch" in s:
+def batches(labels, settings, seed):
+    """Endless index tensors: P x K batches of our sampler, or random batches."""
+    if settings["random_batch"]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            yield from torch.randperm(len(labels), generator=generator).split(s["plain_batch"])
-    present = len(labels.unique())
-    sampler = PKBatchSampler(labels.numpy(), min(s["classes"], present), s["clips"], seed)
-    for epoch in range(10**6):
+            order = torch.randperm(len(labels), generator=generator)
+            yield from order.split(settings["random_batch"])
+    classes = min(settings["classes"], len(labels.unique()))
+    sampler = PKBatchSampler(labels.numpy(), classes, settings["clips"], seed)
+    for epoch in itertools.count():
         sampler.set_position(epoch)
         for batch in sampler:
             yield torch.tensor([index for index, _ in batch])
 
 
-@torch.no_grad()
-def measure(embed, data, rows):
-    """`scores` of the codes that `embed` gives the features of (query rows, database rows)."""
-    (query, query_labels), (database, database_labels) = (
-        (embed(data[0][torch.from_numpy(r)]), data[1][torch.from_numpy(r)]) for r in rows
-    )
-    return scores(query, query_labels, database, database_labels)
+# ==== training ====
 
 
-def parts(args):
-    """The one part that is measured, as it stands in results.csv."""
+def triplet_term(codes, labels, settings):
+    margin = settings["margin"] * LARGEST_DISTANCE[settings["distance"]](settings["bits"])
+    if settings["mining"] == "semi-hard":
+        return semi_hard(codes, labels, margin, settings["distance"])
+    loss_function = MINING[settings["mining"]]
+    return loss_function(codes, labels, margin, settings["distance"], settings["average"])[0]
+
+
+def build_optimizer(parameters, settings):
+    lr, weight_decay = settings["lr"], settings["weight_decay"]
+    if settings["optimizer"] == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+
+
+def train_head(features, labels, settings, seed):
+    """Train a hash layer on features (N, D); returns a HashingNetwork without a backbone."""
+    torch.manual_seed(seed)
+    backbone = nn.Identity()
+    backbone.feature_dim = features.shape[1]
+    model = HashingNetwork(backbone, settings["bits"], settings["dropout"])
+    terms, learnt = other_terms(int(labels.max()) + 1, settings["bits"], seed)
+    optimizer = build_optimizer([*model.parameters(), *learnt], settings)
+    steps = settings["steps"]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step, rows in zip(range(steps), batches(labels, settings, seed), strict=False):
+        slope = 1 + (settings["slope"] - 1) * step / steps
+        codes = torch.tanh(slope * model.hash(model.dropout(features[rows])))  # (B, K)
+        loss = codes.new_zeros(())
+        if settings["triplet"]:
+            loss = loss + settings["triplet"] * triplet_term(codes, labels[rows], settings)
+        for name, term in terms.items():
+            if settings[name]:
+                loss = loss + settings[name] * term(codes, labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+# ==== runs ====
+
+
+def splits(args):
+    """The one split that is measured."""
     return ["test" if args.final else "val"]
 
 
-def run(name, part, seed, args):
-    """One setting, or one of BASELINES, with one seed: {"map", "map_real"}."""
+def run(name, split, seed, args):
+    """{"map", "map_real"} of a setting, or of one of BASELINES, with one seed."""
     data = read_features(args.features)
-    s = settings_of(name)
-    train, *rows = divide(data, part == "test", s["unseen"], seed)
-    train = torch.from_numpy(train)
+    features, labels, *_ = data
+    settings = settings_of(name)
+    masks = divide(data, split == "test", settings["unseen"], seed)
+    training, queries, database = map(torch.from_numpy, masks)
     if name in BASELINES:
-        return measure(BASELINES[name](data[0][train], s["bits"], seed), data, rows)
-    network = train_head(data[0][train], data[1][train], s, seed)
-    return measure(network, data, rows)
+        encode = BASELINES[name](features[training], settings["bits"], seed)
+    else:
+        encode = train_head(features[training], labels[training], settings, seed)
+    with torch.no_grad():
+        query_codes, database_codes = encode(features[queries]), encode(features[database])
+    return score(query_codes, labels[queries], database_codes, labels[database])

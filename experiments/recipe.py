@@ -1,18 +1,22 @@
-"""Which loss, sampling and code settings retrieve best: settings x seeds -> results.csv, a table.
+"""Compare settings of the loss, the batches, the codes, the network and the input.
 
-    python -m experiments.recipe features --features ucf101_vgg16_14classes.npz --output results
-    python -m experiments.recipe clips --frames frames --output results
+    python -m experiments.recipe features --output results/features \\
+        --features ucf101_vgg16_14classes.npz
+    python -m experiments.recipe clips --output results/clips --frames frames
 
-The first trains the hash layer alone on features of real UCF101 videos (arrays features, labels,
-is_train, names), seconds a run, one change at a time from the default, and measures on
-every fifth UCF101 group of the training videos, a fifth for each seed; --final trains on all of
-them and measures on the test videos. The second runs train.py and test.py on frame folders, with
-every fifth sequence of UT-Interaction as queries. A run that is already in results.csv is not
-repeated. RESULTS.md holds what came out.
+"features" trains only the hash layer, in seconds per run, on features of real
+UCF101 videos (.npz with features, labels, is_train, names). Each seed validates
+with another fifth of the groups of the training videos; --final trains on all
+of them and measures on the test videos. "clips" runs train.py and test.py on
+the frame folders of UT-Interaction, with every fifth sequence as queries.
+
+Each run is a line of results.csv in --output, and runs found there are not
+repeated. summary.csv has the mean of each setting and its difference from the
+default over the same runs. docs/results.md discusses the results.
 """
 
-import argparse
 import csv
+import io
 import statistics
 import time
 from collections import defaultdict
@@ -21,97 +25,143 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import recipe_clips, recipe_features
+from experiments import clips, features
 from experiments.comparisons import BASELINES
+from utils.argtypes import number
+from utils.config import Parser
+from utils.errors import UserError, exit_on_user_error
+from utils.files import write_text
 
-KINDS = {"features": recipe_features, "clips": recipe_clips}
-"""Name -> module of NEEDS (a flag), CHANGES (settings), parts(args) and run(name, part, ...)."""
-
-
-class Results:
-    """results.csv: one line a run, written as soon as the run ends."""
-
-    fields = ("name", "part", "seed", "map", "map_real", "seconds")
-
-    def __init__(self, path):
-        self.path = path
-        self.rows = []
-        if path.exists():
-            with open(path, newline="") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def has(self, name, part, seed):
-        return any((r["name"], r["part"], r["seed"]) == (name, part, str(seed)) for r in self.rows)
-
-    def add(self, **row):
-        is_new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, self.fields)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-        self.rows.append({key: str(value) for key, value in row.items()})
-
-    def table(self, part, baseline="default"):
-        """Lines of a Markdown table, best first: mean and standard deviation of each setting, and
-        the mean difference, with its standard error, from the same runs of the baseline."""
-        found = defaultdict(dict)
-        for row in self.rows:
-            if row["part"].startswith(part):
-                pair = float(row["map"]), float(row["map_real"] or "nan")
-                found[row["name"]][row["part"], row["seed"]] = pair
-        lines = ["| setting | mAP | ± | real-valued | against the default | runs |"]
-        lines.append("|---|---|---|---|---|---|")
-        means = {name: np.mean(list(runs.values()), axis=0) for name, runs in found.items()}
-        for name in sorted(found, key=lambda name: -means[name][0]):
-            runs = found[name]
-            common = runs.keys() & found.get(baseline, {}).keys() if name != baseline else ()
-            gains = [runs[key][0] - found[baseline][key][0] for key in common]
-            real = "" if np.isnan(means[name][1]) else f"{means[name][1]:.4f}"
-            deviation = spread([value for value, _ in runs.values()])
-            gain = f"{np.mean(gains):+.4f} ± {spread(gains, len(gains))}" if len(gains) > 1 else ""
-            mean = f"{means[name][0]:.4f}"
-            lines.append(f"| {name} | {mean} | {deviation} | {real} | {gain} | {len(runs)} |")
-        return lines
+# Each module has SETTINGS (name -> changes), splits(args) and run(name, split, seed, args).
+EXPERIMENTS = {"features": features, "clips": clips}
+RESULT_FIELDS = ["setting", "split", "seed", "map", "map_real", "seconds"]
+SUMMARY_FIELDS = ["setting", "map", "map_std", "map_real", "gain", "gain_error", "runs"]
 
 
-def spread(values, runs=1):
-    """Standard deviation, or standard error of the mean of several runs: text; "" of one value."""
-    return f"{statistics.stdev(values) / runs**0.5:.4f}" if len(values) > 1 else ""
+# ==== results ====
+
+
+def read_results(path):
+    """The rows of results.csv, as dicts of str; none if it does not exist."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != RESULT_FIELDS:
+            raise UserError(f"{path}: expected the columns {', '.join(RESULT_FIELDS)}")
+        return list(reader)
+
+
+def append_result(path, row):
+    """Write one run to results.csv; with a header if the file is new."""
+    is_new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, RESULT_FIELDS)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def summarise(rows, baseline="default"):
+    """One row per setting, best first, with the keys SUMMARY_FIELDS and values as str.
+
+    map, map_real: means over the runs; map_std: standard deviation. gain: mean difference from the
+    runs of `baseline` with the same split and seed; gain_error: its standard error.
+    """
+    found = defaultdict(dict)  # setting -> {(split, seed): (map, map_real)}
+    for row in rows:
+        values = float(row["map"]), float(row["map_real"] or "nan")
+        found[row["setting"]][row["split"], row["seed"]] = values
+    means = {setting: np.mean(list(runs.values()), axis=0) for setting, runs in found.items()}
+    summary = []
+    for setting in sorted(found, key=lambda setting: -means[setting][0]):
+        runs = found[setting]
+        common = runs.keys() & found.get(baseline, {}).keys() if setting != baseline else ()
+        gains = [runs[key][0] - found[baseline][key][0] for key in common]
+        mean, mean_real = means[setting]
+        row = {
+            "setting": setting,
+            "map": f"{mean:.4f}",
+            "map_std": format_deviation([value for value, _ in runs.values()]),
+            "map_real": "" if np.isnan(mean_real) else f"{mean_real:.4f}",
+            "gain": f"{np.mean(gains):+.4f}" if len(gains) > 1 else "",
+            "gain_error": format_deviation(gains, divisor=len(gains) ** 0.5),
+            "runs": str(len(runs)),
+        }
+        summary.append(row)
+    return summary
+
+
+def format_deviation(values, divisor=1):
+    """Standard deviation over `divisor`; empty for a single value."""
+    return f"{statistics.stdev(values) / divisor:.4f}" if len(values) > 1 else ""
+
+
+def write_summary(path, summary):
+    table = io.StringIO()
+    writer = csv.DictWriter(table, SUMMARY_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(summary)
+    write_text(path, table.getvalue())
+
+
+def print_summary(summary):
+    width = max(len(row["setting"]) for row in summary)
+    form = "{:<" + str(width) + "} {:>7} {:>7} {:>8} {:>8} {:>10} {:>5}"
+    for row in [{field: field for field in SUMMARY_FIELDS}, *summary]:
+        print(form.format(*row.values()))
+
+
+# ==== runs ====
+
+
+def parse_flags():
+    parser = Parser(__doc__)
+    on_features = parser.command("features", "train the hash layer on features of UCF101 videos")
+    on_clips = parser.command("clips", "run train.py and test.py on UT-Interaction")
+    for command in (on_features, on_clips):
+        command.add("--output", type=Path, required=True, help="folder for results and runs")
+    on_features.add("--features", required=True, help=".npz of features, labels, is_train, names")
+    on_features.add("--final", action="store_true", help="train on all, measure on test videos")
+    on_clips.add("--frames", required=True, help="frame folders of UT-Interaction")
+    config = "configs/folder.yaml"
+    on_clips.add("--config", default=config, help="config of train.py")
+    on_clips.add("--flags", default="", help="flags of train.py for all runs: '--cache disk'")
+    fold = number(int, least=0, most=4)
+    folds = list(range(5))
+    on_clips.add("--folds", type=fold, nargs="+", default=folds, metavar="N", help="which folds")
+    for command in (on_features, on_clips):
+        command.add("--names", nargs="+", help="settings, combined by ' + '; all if not given")
+        command.add("--seeds", type=number(int, least=1), default=5, help="runs of each setting")
+    args = parser.parse_args()
+    settings = [*EXPERIMENTS[args.command].SETTINGS, *BASELINES]
+    args.names = args.names or settings
+    for name in " + ".join(args.names).split(" + "):
+        if name not in settings:
+            parser.error(f"--names: unknown setting {name!r}; choose from {', '.join(settings)}")
+    return args
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    add = parser.add_argument
-    add("kind", choices=KINDS)
-    add("--output", type=Path, required=True, help="folder of results.csv and of the runs")
-    add("--names", nargs="+", help="settings to run, joined by ' + '; all when not given")
-    add("--seeds", type=int, default=5, help="runs of each setting (default 5)")
-    add("--features", help=".npz of features, labels, is_train, names")
-    add("--final", action="store_true", help="train on all training videos, measure on test")
-    add("--frames", help="frame folders of UT-Interaction")
-    add("--config", default="configs/folder.yaml", help="of train.py (default configs/folder.yaml)")
-    add("--flags", default="", help="more flags of train.py for all runs, such as '--cache disk'")
-    add("--folds", type=int, nargs="+", default=range(5), help="numbers from 0 (default all five)")
-    args = parser.parse_args()
-    kind = KINDS[args.kind]
-    if getattr(args, kind.NEEDS) is None:
-        parser.error(f"{args.kind} needs --{kind.NEEDS}")
-    settings = {**kind.CHANGES, **BASELINES}
-    names, parts = args.names or list(settings), kind.parts(args)
-    for change in " + ".join(names).split(" + "):
-        if change not in settings:
-            parser.error(f"--names: {change!r} is none of {', '.join(settings)}")
+    args = parse_flags()
+    experiment = EXPERIMENTS[args.command]
     args.output.mkdir(parents=True, exist_ok=True)
-    results = Results(args.output / "results.csv")
-    jobs = [(n, part, seed) for seed in range(args.seeds) for part in parts for n in names]
-    for name, part, seed in tqdm([job for job in jobs if not results.has(*job)], unit="run"):
+    path = args.output / "results.csv"
+    splits = experiment.splits(args)
+    done = {(row["setting"], row["split"], row["seed"]) for row in read_results(path)}
+    runs = [(n, split, seed) for seed in range(args.seeds) for split in splits for n in args.names]
+    left = [(n, split, seed) for n, split, seed in runs if (n, split, str(seed)) not in done]
+    for name, split, seed in tqdm(left, unit="run"):
         started = time.perf_counter()
-        row = kind.run(name, part, seed, args)
+        scores = experiment.run(name, split, seed, args)
         seconds = round(time.perf_counter() - started, 1)
-        results.add(name=name, part=part, seed=seed, seconds=seconds, **row)
-    print("\n".join(results.table(parts[0].split()[0])))
+        row = {"setting": name, "split": split, "seed": seed, "seconds": seconds}
+        append_result(path, row | scores)
+    summary = summarise([row for row in read_results(path) if row["split"] in splits])
+    write_summary(args.output / "summary.csv", summary)
+    print_summary(summary)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_user_error("recipe.py", "--seeds"):
+        main()
