@@ -42,12 +42,8 @@ def build_parser():
     add("--frames", required=True, type=Path, metavar="DIR", help="what extract_frames.py wrote")
     add("--output", required=True, type=Path, metavar="DIR", help="for the lists; made if absent")
     fraction = number(float, least=0, below=1)
-    add(
-        "--val-fraction",
-        type=fraction,
-        default=0.1,
-        help="fraction of each class's training videos to hold out for validation; 0 for none",
-    )
+    help_val = "validation videos, as a fraction of each class's training videos; 0 for none"
+    add("--val-fraction", type=fraction, default=0.1, help=help_val)
     add("--seed", type=int, default=0, help="random seed for the choice of groups")
     add(
         "--check-frames",
@@ -64,12 +60,8 @@ def build_parser():
     add("--annotations", type=Path, metavar="DIR", help="folder of the official lists")
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="official fold")
     parser.group("folder")
-    add(
-        "--test-fraction",
-        type=fraction,
-        default=0.2,
-        help="fraction of each class's videos to hold out for test",
-    )
+    help_test = "test videos, as a fraction of each class's videos"
+    add("--test-fraction", type=fraction, default=0.2, help=help_test)
     add(
         "--group-pattern",
         metavar="REGEX",

@@ -24,9 +24,6 @@ from datasets.splits import SplitError
 from utils.files import atomic_write, file_lock
 from utils.terminal import progress
 
-CACHE_LOCATIONS = ("none", "disk", "ram", "device")
-
-
 # ==== the file ====
 
 

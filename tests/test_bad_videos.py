@@ -57,7 +57,7 @@ def test_extraction_names_every_failure_and_decodes_the_rest(bad, run_script):
 
     folders = ["--frames", root / "frames", "--output", root / "splits"]
     run_script("make_splits.py", "--dataset", "folder", *folders, "--val-fraction", 0)
-    lists = b"".join((root / "splits" / f"{part}.txt").read_bytes() for part in ("train", "test"))
+    lists = b"".join((root / "splits" / f"{split}.txt").read_bytes() for split in ("train", "test"))
     assert len(lists.splitlines()) == list(outcomes.values()).count(DECODED)
     assert b"Class/bytes\xff 0\n" in lists and b"Class/ sp ace  0\n" in lists
 

@@ -25,7 +25,7 @@ HARD_NAMES = [
 
 
 def write_numbered(path, frames, side=64):
-    """A video whose frame i has the grey level i (mod 200), so that a frame tells its index."""
+    """A video whose frame i has the grey level i (mod 200), so that a frame shows its index."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(
         str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25, (side, side)

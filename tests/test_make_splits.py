@@ -13,13 +13,13 @@ HMDB51 = "splits/testTrainMulti_7030_splits"
 
 
 def split(tmp_path, *flags):
-    """Run main on `flags`; the lists as {part: [(name, label)]} and the class names."""
+    """Run main on `flags`; the lists as {"train": [(name, label)], ...} and the class names."""
     parser = make_splits.build_parser()
     make_splits.main(parser.parse_args([*map(str, flags), "--output", str(tmp_path / "splits")]))
     classes = (tmp_path / "splits" / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    parts = ("train", "val", "test")
-    lists = {p: read_split(tmp_path / "splits" / f"{p}.txt", len(classes)) for p in parts}
-    return {p: list(zip(*lists[p], strict=True)) for p in parts}, classes
+    splits = ("train", "val", "test")
+    lists = {p: read_split(tmp_path / "splits" / f"{p}.txt", len(classes)) for p in splits}
+    return {p: list(zip(*lists[p], strict=True)) for p in splits}, classes
 
 
 def official(tmp_path, annotations, dataset, fold, *flags):
@@ -53,9 +53,9 @@ def test_official_counts(tmp_path, data, dataset, folder, fold, train, test):
     lists, classes = official(tmp_path, data(folder), dataset, fold, "--val-fraction", 0)
     assert (len(lists["train"]), len(lists["val"]), len(lists["test"])) == (train, 0, test)
     assert len(classes) == {"ucf101": 101, "hmdb51": 51}[dataset]
-    for part in ("train", "test"):
-        assert {label for _, label in lists[part]} == set(range(len(classes)))
-        for name, label in lists[part]:
+    for subset in ("train", "test"):
+        assert {label for _, label in lists[subset]} == set(range(len(classes)))
+        for name, label in lists[subset]:
             assert name.split("/")[0] == classes[label]
 
 
@@ -71,7 +71,7 @@ def test_validation_takes_whole_groups_of_every_class(tmp_path, data, dataset, f
 
     train, val, test = ({group(name) for name, _ in lists[p]} for p in ("train", "val", "test"))
     assert not train & val and not val & test and not train & test
-    total = Counter(label for part in ("train", "val") for _, label in lists[part])
+    total = Counter(label for subset in ("train", "val") for _, label in lists[subset])
     held = Counter(label for _, label in lists["val"])
     assert set(held) == set(range(len(classes)))
     assert all(0.04 <= held[c] / total[c] <= 0.16 for c in total)

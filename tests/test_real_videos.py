@@ -65,11 +65,11 @@ def test_frames_are_those_of_their_own_video_in_order(chain):
 def test_lists_agree_with_the_official_ones(chain, data):
     lists = data("splits/ucfTrainTestlist")
     number = dict(line.split()[::-1] for line in (lists / "classInd.txt").read_text().splitlines())
-    for part in ("train", "test"):
-        text = (lists / f"{part}list01.txt").read_text()
+    for split in ("train", "test"):
+        text = (lists / f"{split}list01.txt").read_text()
         official = {line.split()[0] for line in text.splitlines() if line.strip()}
-        ours = (chain / "splits" / f"{part}.txt").read_text().splitlines()
-        assert len(ours) == {"train": 8, "test": 4}[part]
+        ours = (chain / "splits" / f"{split}.txt").read_text().splitlines()
+        assert len(ours) == {"train": 8, "test": 4}[split]
         for name, label in (line.rsplit(" ", 1) for line in ours):
             assert f"{name}.avi" in official
             assert int(label) == int(number[name.split("/")[0]]) - 1

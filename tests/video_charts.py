@@ -66,7 +66,7 @@ def encoders():
 
 
 def fields(count):
-    """`count` moments of a moving scene, (count, 576, 720, 3) uint8 RGB; moment i tells its i.
+    """`count` moments of a moving scene, (count, 576, 720, 3) uint8 RGB; each shows its number.
 
     Eight blocks at the top are the bits of i; a bar below moves by 12 pixels a moment.
     """
@@ -89,7 +89,7 @@ def interlace(moments, top_first):
 
 
 def moment_of(picture):
-    """The moment that a picture of `fields` tells by its blocks."""
+    """The number that the blocks of a picture of `fields` show."""
     height, width = picture.shape[:2]
     row = picture[height // 12, [width * (2 * bit + 1) // 16 for bit in range(8)]].mean(axis=1)
     return sum(1 << bit for bit in range(8) if row[bit] > 125)
