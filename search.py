@@ -190,7 +190,7 @@ def index_videos(device, args):
     write_index(args.output, {**encoder.metadata, **folders}, unchanged + encoded)
     print(
         f"{len(unchanged + encoded)} videos in {args.output}: {len(encoded)} encoded, "
-        f"{len(unchanged)} unchanged, {num_removed} removed, {len(failures)} failed"
+        f"{len(unchanged)} already there, {num_removed} removed, {len(failures)} failed"
     )
     if failures:
         print(f"search.py: the reasons are in {failures_path}", file=sys.stderr)

@@ -56,10 +56,17 @@ def find_videos(root):
     """Videos anywhere below `root`: sorted list of paths relative to it, str."""
     videos = [name for name in list_files(root) if is_video(name)]
     if not videos:
-        archives = advice.find_archives(root)
-        reason = f"; {advice.advise_unpacking(archives)}" if archives else ""
-        raise UserError(f"--videos {root}: no video there ({' '.join(VIDEO_SUFFIXES)}){reason}")
+        raise UserError(f"--videos {root}: no video there{_explain_no_videos(Path(root))}")
     return videos
+
+
+def _explain_no_videos(root):
+    """What to do where there is no video at any depth below `root`."""
+    if archives := advice.find_archives(root):
+        return f"; {advice.advise_unpacking(archives)}"
+    beside = [path for path in advice.entries(root.absolute().parent) if path.is_dir()]
+    near = [root.with_name(path.name) for path in beside if has_class_videos(path)]
+    return f"; {advice.did_you_mean(*near)}" if near else f" ({' '.join(VIDEO_SUFFIXES)})"
 
 
 def find_class_videos(root, skip=()):

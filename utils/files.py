@@ -93,7 +93,7 @@ def similar_folder(path, names):
     start = Path(path).parent
     while not start.is_dir():
         start = start.parent
-    if start == Path(start.anchor):  # never search a whole disk
+    if str(start) == start.anchor:  # never search a whole disk
         return None
     patterns = [prefix + name for prefix in ("", "*/", "*/*/") for name in names]
     found = {str(file.parent) for pattern in patterns for file in start.glob(pattern)}
