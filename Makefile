@@ -4,6 +4,18 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export TQDM_MININTERVAL ?= 1
 
+define DEMO_DONE
+
+Six queries and the videos that they found: runs/demo/test/retrieval.png
+
+Search the videos next:
+  source $(VENV)/bin/activate
+  python search.py index --checkpoint runs/demo/best.pt --videos data/demo/videos --output data/demo/index
+  python search.py query --index data/demo/index --exclude-query --top 5 --html found.html --video data/demo/videos/Sliding/v_Sliding_g05_c02.avi
+and open found.html in a browser.
+endef
+export DEMO_DONE
+
 .PHONY: demo test test-all lint benchmark-gpu clean
 
 demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a few minutes
@@ -13,6 +25,7 @@ demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a
 	    --frames data/demo/frames --output data/demo/splits
 	$(RUN) train.py --config configs/demo.yaml
 	$(RUN) test.py --checkpoint runs/demo/best.pt --untrained
+	@printf '%s\n' "$$DEMO_DONE"
 
 test: $(VENV)/ready-dev lint  ## the tests, without the slow ones
 	$(RUN) -m pytest -m "not slow"

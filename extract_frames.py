@@ -1,14 +1,14 @@
-"""Turn every video of a class-folder tree into a folder of JPEG frames.
+"""Turn every video of a tree of class folders into a folder of JPEG frames.
 
     python extract_frames.py --videos data/UCF-101 --frames data/ucf101/frames
 
-<videos>/<class>/<name>.avi becomes <frames>/<class>/<name>/000000.jpg, 000001.jpg, ...: by default
-32 frames spread evenly over the whole video. Rerun it: only new, changed and incomplete videos are
-extracted. Beside the frames, video.json records the video's size and time and the number of frames.
+<videos>/<class>/<name>.avi becomes <frames>/<class>/<name>/000000.jpg, ...: by
+default 32 frames spread evenly over the whole video. Rerun it at any time: only
+new, changed and incomplete videos are extracted. Videos that cannot be read are
+listed with the reasons in <frames>/failures.csv.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections import Counter
@@ -18,112 +18,147 @@ from pathlib import Path
 
 import cv2
 
+from datasets import advice
 from datasets.frame_folders import (
     add_record,
     check_settings,
     describe,
     find_state,
-    partial_folder,
+    move_away,
     publish,
-    set_aside,
+    run_folder,
 )
-from datasets.video import VIDEO_SUFFIXES, VideoError, iterate_video, sample_video
-from utils.config import new_parser, positive_float, positive_int, processors, whole_number
+from datasets.video import VideoError, iterate_video, sample_video
+from datasets.video_files import find_class_videos
+from utils.argtypes import number, processors
+from utils.config import Parser
 from utils.errors import DISK_ERRORS, UserError, exit_on_user_error
-from utils.files import write_failures
+from utils.files import check_writable, write_failures
 from utils.process_pool import run_jobs
 from utils.terminal import progress, safe_streams
 
-# How the last line counts the videos that were extracted anew, by the states of `find_state`.
+# How the last line counts the videos that were extracted again, by the states of `find_state`.
 REASONS = {"changed": "changed", "incomplete": "incomplete", "unrecorded": "without a record"}
 
 
 def build_parser():
-    parser = new_parser(__doc__)
-    add = parser.add_argument
-    add("--videos", required=True, type=Path, help="folder of class folders of videos")
-    add("--frames", required=True, type=Path, help="folder for the frame folders; made if absent")
-    add("--num-frames", type=whole_number, default=32,
+    parser = Parser(__doc__)
+    add = parser.add
+    add("--videos", required=True, type=Path, metavar="DIR", help="<DIR>/<class>/<video>")
+    add("--frames", required=True, type=Path, metavar="DIR", help="output; made if absent")
+    add(
+        "--num-frames",
+        type=number(int, least=0),
+        default=32,
         help="frames per video, spread evenly; shorter videos repeat frames; 0 keeps every frame. "
-        "Take at least twice --clip-frames of train.py, which jitters between them")  # fmt: skip
-    add("--size", type=positive_int, nargs=2, default=[128, 171], metavar=("HEIGHT", "WIDTH"),
-        help="pixels; 128 171 suits the usual 112 crop. Where the action fills the whole frame, "
-        "take a square, since training cuts out squares")  # fmt: skip
-    add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100",
-        help="JPEG quality")  # fmt: skip
-    add("--workers", type=positive_int, default=processors(), help="processes, one video each")
-    add("--timeout", type=positive_float, default=600, metavar="SECONDS",
-        help="for one video; one that takes longer is given up and listed")  # fmt: skip
-    add("--shard", type=parse_shard, default="1/1", metavar="I/N",
-        help="extract only every N-th video, from the I-th on: run 1/4 to 4/4 on four machines "
-        "that share a disk")  # fmt: skip
+        "At least twice --clip-frames of train.py is best, for temporal jitter",
+    )
+    add(
+        "--size",
+        type=number(int, least=16),
+        nargs=2,
+        default=[128, 171],
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the frames in pixels; 128 171 suits the usual crop of 112. If the action "
+        "fills the whole frame, use a square, because training crops squares",
+    )
+    add("--quality", type=number(int, least=1, most=100), default=95, help="JPEG quality, 1 to 100")
+    add("--workers", type=number(int, least=1), default=processors(), help="number of processes")
+    add(
+        "--timeout",
+        type=number(float, above=0),
+        default=600,
+        metavar="SECONDS",
+        help="time limit per video; videos over the limit are skipped and listed in failures.csv",
+    )
+    add(
+        "--shard",
+        type=parse_shard,
+        default="1/1",
+        metavar="I/N",
+        help="extract only every N-th video, starting with the I-th: run 1/4 to 4/4 on four "
+        "machines that share a disk",
+    )
     return parser
 
 
 def parse_shard(text):
     """argparse type: "I/N" with 1 <= I <= N -> (I, N)."""
     first, _, count = text.partition("/")
-    shard = int(first), int(count)
-    if not 1 <= shard[0] <= shard[1]:
-        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N")
-    return shard
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, not {text!r}")
+    return int(first), int(count)
 
 
-def find_videos(root):
-    """Videos <root>/<class>/<name>.<suffix> in order: list of Path. Hidden files are left out."""
-    if not root.is_dir():
-        sys.exit(f"extract_frames.py: --videos {root}: no such folder")
-    videos = [
-        video
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-        for video in sorted(folder.iterdir())
-        if video.suffix.lower() in VIDEO_SUFFIXES and not video.name.startswith(".")
-    ]
-    if not videos:
-        sys.exit(f"extract_frames.py: no video like {root}/<class>/<name>.avi was found")
-    return videos
-
-
-def count_passed_over(root, videos, frames):
-    """Files below `root` that are not in `videos`, hidden ones and those below `frames` left out.
-
-    They have the suffix of no video, or lie directly in `root` or in deeper folders.
-    """
-    taken, count = set(map(str, videos)), 0
-    for folder, folders, names in os.walk(root):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and Path(folder, name).resolve() != frames.resolve()
-        ]
-        count += sum(
-            not name.startswith(".") and str(Path(folder, name)) not in taken for name in names
-        )
-    return count
+# ==== what to do ====
 
 
 def plan_folders(videos, frames):
     """The frame folder of each video: dict Path -> Path.
 
     <class>/<name>, or <class>/<name>.<suffix> for each of several videos of a class that differ
-    only in suffix. Exits where an earlier run made <class>/<name> before the second one appeared.
+    only in suffix. Raises UserError where an earlier run made <class>/<name> when there was only
+    one of them.
     """
-    sharing = Counter((video.parent.name, video.stem) for video in videos)
+    names = Counter((video.parent.name, video.stem) for video in videos)
     folders = {}
     for video in videos:
-        plain = frames / video.parent.name / video.stem
-        shared = sharing[video.parent.name, video.stem] > 1
-        folders[video] = plain.with_name(video.name) if shared else plain
-    taken = Counter(folders.values())
+        folder = frames / video.parent.name / video.stem
+        is_unique = names[video.parent.name, video.stem] == 1
+        folders[video] = folder if is_unique else folder.with_name(video.name)
+    used = Counter(folders.values())
     for video, folder in folders.items():
-        stale = frames / video.parent.name / video.stem
-        if taken[folder] > 1 or (folder != stale and stale not in taken and stale.exists()):
-            sys.exit(
-                f"extract_frames.py: {video} shares its name with another video, and {stale} "
-                "could be of either; rename one of the videos, delete that folder, and run again"
+        plain = frames / video.parent.name / video.stem
+        if used[folder] > 1 or (folder != plain and plain not in used and plain.exists()):
+            raise UserError(
+                f"{video} differs from another video in its suffix only, and the frames in {plain} "
+                "could be of either; rename one of the videos, delete that folder, and rerun"
             )
     return folders
+
+
+def find_states(folders, num_frames):
+    """The state of each video's frame folder, see `find_state`: dict Path -> str.
+
+    Complete folders of earlier versions get their record. With all frames of a video (num_frames 0)
+    that cannot be: how many there should be is not known.
+    """
+    states = {video: find_state(video, folder, num_frames) for video, folder in folders.items()}
+    for video, state in states.items():
+        if state == "unrecorded" and num_frames:
+            add_record(video, folders[video])
+            states[video] = "complete"
+    return states
+
+
+# ==== extraction ====
+
+
+def extract_video(job, settings):
+    """Decode one video into a temporary folder and rename that to the frame folder.
+
+    job: (video, folder, temporary), paths. settings: {"num_frames", "size", "quality"}.
+    Does nothing if another run has done it meanwhile.
+    Returns (whether the disk is the cause of a failure, the reason of a failure or None).
+    """
+    video, folder, temporary = job
+    cv2.setNumThreads(1)
+    num_frames, size, quality = (settings[key] for key in ("num_frames", "size", "quality"))
+    try:
+        if len(folder.name.splitlines()) > 1:
+            raise VideoError("has a line break in its name, which no list can hold; rename it")
+        if find_state(video, folder, num_frames) == "complete":
+            return False, None
+        temporary.mkdir(parents=True)
+        source = describe(video)  # first: if the file changes now, the next run notices
+        frames = sample_video(video, num_frames, size) if num_frames else iterate_video(video, size)
+        for index, frame in enumerate(frames):
+            write_frame(temporary, index, frame, quality)
+        publish(temporary, folder, {**source, "frames": index + 1})
+    except (UserError, OSError, cv2.error) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return getattr(error, "errno", None) in DISK_ERRORS, " ".join(str(error).split())
+    return False, None
 
 
 def write_frame(folder, index, frame, quality):
@@ -135,98 +170,72 @@ def write_frame(folder, index, frame, quality):
     (folder / f"{index:06d}.jpg").write_bytes(jpeg)
 
 
-def extract_video(job, settings):
-    """Decode one video into a folder aside and rename that to the frame folder.
+def extract_videos(folders, run, settings, args):
+    """Extract the videos of a dict video -> frame folder in parallel. Returns {video: reason}.
 
-    job: (video, folder, aside), paths. settings: {"num_frames", "size", "quality"}.
-    Does nothing where another run has done it meanwhile.
-    Returns (whether the disk is at fault, the reason of a failure or None).
-    """
-    video, folder, aside = job
-    cv2.setNumThreads(1)
-    num_frames, size, quality = (settings[key] for key in ("num_frames", "size", "quality"))
-    try:
-        if len(folder.name.splitlines()) > 1:
-            raise VideoError("has a line end in its name, which no list can hold; rename it")
-        if find_state(video, folder, num_frames) == "there":
-            return False, None
-        aside.mkdir(parents=True)
-        source = describe(video)  # before decoding: what is replaced meanwhile is found next time
-        frames = sample_video(video, num_frames, size) if num_frames else iterate_video(video, size)
-        for index, frame in enumerate(frames):
-            write_frame(aside, index, frame, quality)
-        publish(aside, folder, {**source, "frames": index + 1})
-    except (UserError, OSError, cv2.error) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        return getattr(error, "errno", None) in DISK_ERRORS, " ".join(str(error).split())
-    return False, None
-
-
-def extract_all(folders, run, settings, args):
-    """Extract `folders` (dict video -> frame folder) in parallel. Returns {video: reason}.
-
-    run: this run's folder for videos in progress. Exits when the disk is full or cannot be written,
-    since every other video would fail too.
+    run: this run's temporary folder. Raises UserError when the disk is full or cannot be written,
+    because all other videos would fail too.
     """
     items = enumerate(folders.items())
-    jobs = [(video, folder, run / str(number)) for number, (video, folder) in items]
+    jobs = [(video, folder, run / str(index)) for index, (video, folder) in items]
     failures, extract = {}, partial(extract_video, settings=settings)
     answers = run_jobs(extract, jobs, args.workers, args.timeout)
     with closing(answers), progress(None, "extracting", len(jobs), "video") as bar:
-        for job, disk_fails, reason in answers:
+        for (video, _, temporary), disk_fails, reason in answers:
             if disk_fails:
-                sys.exit(f"extract_frames.py: {reason}; fix this and rerun")
+                raise UserError(f"{reason}; fix this and rerun")
             if reason is not None:
-                failures[job[0]] = reason
-                shutil.rmtree(job[2], ignore_errors=True)  # of a worker that was killed
+                failures[video] = reason
+                shutil.rmtree(temporary, ignore_errors=True)  # of a worker that was killed
             bar.update()
     return failures
 
 
-def extract_missing(folders, run, settings, args):
-    """Extract what the dict video -> frame folder lacks. Returns (states, failures).
-
-    run: as for `extract_all`. states: the state of each video that was extracted or failed.
-    failures: {video: reason}. A video that changed and now fails loses its frames, which are of
-    another video.
-    """
-    states = {v: find_state(v, folder, args.num_frames) for v, folder in folders.items()}
-    for video, state in states.items():
-        if state == "unrecorded" and args.num_frames:  # else it is unknown how many there should be
-            add_record(video, folders[video], run)
-            states[video] = "there"
-    states = {video: state for video, state in states.items() if state != "there"}
-    todo = {video: folders[video] for video in states}
-    failures = extract_all(todo, run, settings, args) if todo else {}
-    for number, video in enumerate(failures):
-        if find_state(video, folders[video], args.num_frames) == "changed":
+def remove_stale_frames(failures, folders, run, num_frames):
+    """Remove the frames of videos that changed and now fail: they are of the earlier video."""
+    for index, video in enumerate(failures):
+        if find_state(video, folders[video], num_frames) == "changed":
             with suppress(UserError):  # files of others stay
-                set_aside(folders[video], run / f"former-{number}")
-    return states, failures
+                move_away(folders[video], run / f"former-{index}")
+
+
+def report(states, failures, num_ignored):
+    """Print how many videos were extracted, complete before, or failed."""
+    done = Counter(state for video, state in states.items() if video not in failures)
+    num_complete = done.pop("complete", 0)
+    again = ", ".join(f"{done[state]} {word}" for state, word in REASONS.items() if done[state])
+    ignored = f"; {num_ignored} other files ignored" if num_ignored else ""
+    print(
+        f"{done.total()} videos done{again and f' ({again})'}, {num_complete} already there, "
+        f"{len(failures)} failed{ignored}"
+    )
 
 
 def main(args):
-    settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}
-    videos = find_videos(args.videos)
-    passed_over = count_passed_over(args.videos, videos, args.frames)
+    # ==== find the videos, and what is missing ====
+    videos, num_ignored = find_class_videos(args.videos, skip=[args.frames])
+    archives = [path for path in advice.find_archives(args.videos) if not advice.is_unpacked(path)]
+    if archives:
+        print(f"note: {advice.advise_unpacking(archives)}")
     folders = plan_folders(videos, args.frames)
+    check_writable(args.frames, "--frames")
+    settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}
     check_settings(args.frames, settings)
     first, count = args.shard
     folders = dict(list(folders.items())[first - 1 :: count])
 
-    with partial_folder(args.frames, args.shard) as run:
-        states, failures = extract_missing(folders, run, settings, args)
-        name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
+    # ==== extract ====
+    name = "failures.csv" if count == 1 else f"failures-{first}-of-{count}.csv"
+    with run_folder(args.frames, args.shard) as run:
+        states = find_states(folders, args.num_frames)
+        todo = {video: folders[video] for video, state in states.items() if state != "complete"}
+        failures = extract_videos(todo, run, settings, args) if todo else {}
+        remove_stale_frames(failures, folders, run, args.num_frames)
         named = {str(video.relative_to(args.videos)): reason for video, reason in failures.items()}
         write_failures(args.frames / name, named)
 
-    done = Counter(state for video, state in states.items() if video not in failures)
-    again = ", ".join(f"{done[state]} {word}" for state, word in REASONS.items() if done[state])
-    others = f"; {passed_over} other files passed over" if passed_over else ""
-    print(
-        f"{done.total()} videos done{again and f' ({again})'}, "
-        f"{len(folders) - len(states)} already there, {len(failures)} failed{others}"
-    )
+    # ==== report ====
+    report(states, failures, num_ignored)
     if failures:
         sys.exit(f"extract_frames.py: the reasons are in {args.frames / name}")
 

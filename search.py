@@ -1,28 +1,92 @@
-"""Find the videos that show the same action as yours.
+"""Find videos of the same action by the Hamming distance of their codes.
 
-    python search.py index --checkpoint runs/ucf101/best.pt --videos my_videos --output my.index
-    python search.py query --index my.index --video clip.mp4 --top 10 --html found.html
+    python search.py index --checkpoint runs/demo/best.pt \\
+        --videos data/demo/videos --output data/demo/videos.index
+    python search.py query --index data/demo/videos.index \\
+        --video clip.mp4 --top 8 --html found.html
 
-The first encodes every video below a folder, straight from the files; run again, it encodes only
-what is new or changed, also after a kill. The second prints rank, distance in bits, class, path.
+`index` encodes all videos below a folder. The same command updates the index:
+it encodes only new and changed videos, also after an interruption. `query`
+prints the rank, distance in bits, class and path of the nearest videos.
 """
 
-import argparse
+import sys
+from argparse import BooleanOptionalAction
+from pathlib import Path
+
+from utils.argtypes import number, processors
+from utils.config import Parser
+
+
+def build_parser():
+    parser = Parser(__doc__)
+    add_index_flags(parser.command("index", "Encode the videos below a folder."))
+    add_query_flags(parser.command("query", "Find the videos nearest to a query video."))
+    return parser
+
+
+def add_index_flags(parser):
+    add = parser.add
+    folder = {"required": True, "type": Path, "metavar": "DIR"}
+    checkpoint = "best.pt or last.pt, or a run folder: its best.pt"
+    add("--checkpoint", required=True, metavar="RUN", help=checkpoint)
+    add("--videos", **folder, help="videos at any depth below it")
+    add("--output", **folder, help="the index; if it exists, it is updated")
+    add_encoder_flags(parser)
+
+
+def add_query_flags(parser):
+    add = parser.add
+    count = number(int, least=1)
+    start = {"type": number(float, least=0), "default": 0.0, "metavar": "SECONDS"}
+    end = {"type": number(float, above=0), "metavar": "SECONDS"}
+    add("--index", required=True, type=Path, metavar="DIR", help="--output of `search.py index`")
+    add("--video", required=True, nargs="+", metavar="FILE", help="query videos")
+    add("--top", type=count, default=10, help="results per query")
+    add("--exclude-query", action="store_true", help="omit the query itself from the results")
+    add("--start", **start, help="search with the video from this time")
+    add("--end", **end, help="search with the video up to this time; default: to its end")
+    rerank = "sort the nearest N by the distance of the real-valued query code (asymmetric)"
+    add("--rerank", type=count, metavar="N", help=rerank)
+    add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
+    add("--json", action="store_true", help="print JSON")
+    add("--html", type=Path, metavar="FILE", help="also write a page with animated previews")
+    add_encoder_flags(parser)
+
+
+def add_encoder_flags(parser):
+    add = parser.add
+    count = number(int, least=1)
+    parser.group("speed")
+    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: a GPU if there is one")
+    amp = "mixed precision on GPUs; CPUs use float32"
+    add("--amp", action=BooleanOptionalAction, default=True, help=amp)
+    add("--workers", type=count, default=processors(), help="processes that decode videos")
+    add("--batch-size", type=count, default=16, help="clips per batch")
+    timeout = {"type": number(float, above=0), "default": 600, "metavar": "SECONDS"}
+    add("--timeout", **timeout, help="limit per video; videos over the limit are skipped")
+
+
+if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
+    ARGS = build_parser().parse_args()
+
 import contextlib
 import hashlib
 import json
+import math
 import os
-import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
 from datasets.transforms import prepare
-from datasets.video import VideoError, find_videos, read_clip, read_video
+from datasets.video import VideoError, read_clip, read_video
+from datasets.video_files import find_videos
 from models import build_model
 from reports.page import PREVIEW_HEIGHT, preview, write_page
 from retrieval.codes import binarize
@@ -30,161 +94,211 @@ from retrieval.encode import build_encoder
 from retrieval.index import (
     Index,
     IndexFileError,
-    append,
+    append_to_journal,
+    encoded_videos,
     journal_path,
-    known_videos,
-    plan,
+    plan_update,
     write_index,
 )
 from utils import distributed
-from utils.checkpoint import CheckpointError, load_checkpoint
-from utils.config import (
-    HelpFormatter,
-    new_parser,
-    non_negative_float,
-    positive_float,
-    positive_int,
-    processors,
-)
+from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from utils.errors import UserError, exit_on_user_error
-from utils.files import file_lock, printable, write_failures
+from utils.files import check_writable, file_lock, printable, write_failures
 from utils.process_pool import run_jobs
 from utils.terminal import progress, safe_streams
-
-
-# fmt: off
-def build_parser():
-    parser = new_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    add = shared.add_argument
-    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: cuda where there is one")
-    add("--amp", action=argparse.BooleanOptionalAction, default=True,
-        help="mixed precision on GPUs; CPUs use float32")
-    add("--workers", type=positive_int, default=processors(), help="processes, one video each")
-    add("--batch-size", type=positive_int, default=16, help="clips at a time in the network")
-    add("--timeout", type=positive_float, default=600, metavar="SECONDS",
-        help="for one video; one that takes longer is given up and listed")
-
-    options = {"parents": [shared], "formatter_class": HelpFormatter, "allow_abbrev": False}
-    index = commands.add_parser("index", **options,
-        help="encode the videos below a folder", doc="Encode the videos below a folder.")
-    add = index.add_argument
-    add("--checkpoint", required=True, help="best.pt of a run folder")
-    add("--videos", required=True, type=Path, help="folder tree of videos")
-    add("--output", required=True, type=Path, help="the index, a folder; updated if it exists")
-
-    query = commands.add_parser("query", **options,
-        help="find the videos like one's own", doc="Find the videos like one's own.")
-    add = query.add_argument
-    add("--index", required=True, type=Path, help="what `search.py index` wrote")
-    add("--video", required=True, nargs="+", help="query videos")
-    add("--top", type=positive_int, default=10, help="results for each query")
-    add("--start", type=non_negative_float, default=0, help="of the part to search with, seconds")
-    add("--end", type=positive_float, default=float("inf"), help="of that part, seconds")
-    add("--exclude-query", action="store_true", help="leave the query itself out of the results")
-    add("--rerank", type=positive_int, default=0, metavar="N",
-        help="order the nearest N by the query's real-valued code (asymmetric distance)")
-    add("--checkpoint", help="the one the index was made with, if it has moved")
-    add("--json", action="store_true", help="print JSON for programs")
-    add("--html", type=Path, metavar="FILE", help="also write a page with moving previews")
-    return parser
-# fmt: on
-
 
 PREVIEW_FRAMES = 8
 
 
-class Encoder:
-    """A checkpoint ready to encode: its network, preprocessing and identity."""
+# ==== encoding video files ====
 
-    def __init__(self, path, args):
-        checkpoint = load_checkpoint(path)
-        self.preprocessing, self.classes = checkpoint["preprocessing"], checkpoint["classes"]
-        if "frame_size" not in self.preprocessing:
-            raise CheckpointError(f"{path}: of an early version, without the frames' size; retrain")
-        model = build_model(**checkpoint["network"])
-        model.load_state_dict(checkpoint["model"])
-        transform = partial(prepare, preprocessing=self.preprocessing)
-        self.encode = build_encoder(model, transform, args.device, args.amp)
-        self.metadata = {  # what an index records of how it was encoded
-            "bits": checkpoint["network"]["bits"],
-            "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-            "preprocessing": self.preprocessing,
-        }
 
-    def __call__(self, clips):
-        """Approximate hash codes (B, K) of a list of B clips (T, H, W, 3) uint8."""
-        return self.encode(torch.from_numpy(np.stack(clips)))
+class Encoder(NamedTuple):
+    """A checkpoint that is ready to encode."""
+
+    encode: Callable  # uint8 clips (B, T, H, W, 3) -> approximate codes (B, K)
+    preprocessing: dict[str, Any]
+    classes: list[str]
+    metadata: dict[str, Any]  # what must be equal for two encoders to give the same codes
+
+
+def load_encoder(path, device, amp):
+    """The `Encoder` of the checkpoint at `path`. amp: whether to use mixed precision on a GPU."""
+    checkpoint = load_checkpoint(path)
+    preprocessing = checkpoint["preprocessing"]
+    if "frame_size" not in preprocessing:
+        raise CheckpointError(
+            f"{path}: written by an early version, which did not record the size of the frames; "
+            "train again"
+        )
+    model = build_model(**checkpoint["network"])
+    model.load_state_dict(checkpoint["model"])
+    transform = partial(prepare, preprocessing=preprocessing)
+    metadata = {
+        "bits": checkpoint["network"]["bits"],
+        "checkpoint_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        "preprocessing": preprocessing,
+    }
+    encode = build_encoder(model, transform, device, amp)
+    return Encoder(encode, preprocessing, checkpoint["classes"], metadata)
+
+
+def encode_videos(paths, encoder, args, start=0.0, end=math.inf):
+    """Decode video files in worker processes and encode them, a batch at a time.
+
+    start, end: the seconds of each video to use.
+    Yields for each batch ({path: approximate code (K,) on the CPU}, {path: reason of failure}).
+    """
+    read = partial(read_clip, preprocessing=encoder.preprocessing, start=start, end=end)
+    results = run_jobs(read, paths, args.workers, args.timeout)
+    results = iter(progress(results, "encoding", len(paths), "video", is_shown=len(paths) > 1))
+    while batch := list(islice(results, args.batch_size)):
+        clips = {path: clip for path, clip, failure in batch if failure is None}
+        codes = {}
+        if clips:
+            values = encoder.encode(torch.from_numpy(np.stack(list(clips.values())))).cpu()
+            codes = dict(zip(clips, values, strict=True))
+        yield codes, {path: failure for path, _, failure in batch if failure is not None}
 
 
 # ==== index ====
 
 
-def encode_videos(todo, root, encoder, journal, args):
-    """Encode the records of `todo` and append them to the open journal, a batch at a time.
-
-    Returns (encoded records, {path: reason} of the videos that cannot be read).
-    """
-    encoded, failures, batch = [], {}, []
-    records = {str(root / record["path"]): record for record in todo}
-    classes = set(encoder.classes)
-
-    def flush():
-        codes = np.packbits(binarize(encoder([clip for _, clip in batch])).cpu().numpy(), axis=1)
-        for (record, _), code in zip(batch, codes, strict=True):
-            kind = os.path.basename(os.path.dirname(record["path"]))
-            record |= {"class": kind if kind in classes else None, "code": code.tobytes().hex()}
-        append(journal, [record for record, _ in batch])
-        encoded.extend(record for record, _ in batch)
-        batch.clear()
-
-    read = partial(read_clip, preprocessing=encoder.preprocessing)
-    clips = run_jobs(read, records, args.workers, args.timeout)
-    for path, clip, failure in progress(clips, "indexing", len(records), "video",
-                                        is_shown=bool(records)):  # fmt: skip
-        if failure is not None:
-            failures[records[path]["path"]] = failure
-            continue
-        batch.append((records[path], clip))
-        if len(batch) == args.batch_size:
-            flush()
-    if batch:
-        flush()
-    return encoded, failures
-
-
-def index_videos(args):
-    """Make or update an index. Returns the exit status."""
-    encoder = Encoder(args.checkpoint, args)
-    plans = None
-    if distributed.is_main():  # alone, since other processes may already add to their journals
-        known = known_videos(args.output, encoder.metadata)
-        plans = plan(args.videos, find_videos(args.videos), known)
+def index_videos(device, args):
+    """Make or update an index. Returns the exit status: 1 if a video could not be read."""
+    checkpoint = find_checkpoint(args.checkpoint)
+    encoder = load_encoder(checkpoint, device, args.amp)
+    plan = None
+    if distributed.is_main():  # before any process writes to its journal
+        encoded = encoded_videos(args.output, encoder.metadata)
+        paths = find_videos(args.videos)
+        plan = *plan_update(args.videos, paths, encoded), len(encoded.keys() - set(paths))
         args.output.mkdir(parents=True, exist_ok=True)
-    kept, todo = distributed.gather(plans)[0]
-    path = journal_path(args.output, encoder.metadata, distributed.rank())
-    with open(path, "a", encoding="ascii") as journal:
-        own = todo[distributed.rank() :: distributed.world_size()]
-        parts = distributed.gather(encode_videos(own, args.videos, encoder, journal, args))
+    unchanged, todo, num_removed = distributed.gather(plan)[0]
+    records = todo[distributed.rank() :: distributed.world_size()]
+    results = distributed.gather(encode_records(records, encoder, args))
     if not distributed.is_main():
         return 0
-    encoded = [record for records, _ in parts for record in records]
-    failures = {path: reason for _, part in parts for path, reason in part.items()}
-    write_failures(args.output / "failures.csv", failures)
-    if not kept + encoded:
-        raise IndexFileError(f"no video could be read; see {args.output / 'failures.csv'}")
-    metadata = {**encoder.metadata, "checkpoint": os.path.abspath(args.checkpoint)}
-    write_index(args.output, {**metadata, "videos": os.path.abspath(args.videos)}, kept + encoded)
-    dropped = len(known.keys() - {record["path"] for record in kept + todo})
-    print(f"{len(kept + encoded)} videos in {args.output}: {len(encoded)} encoded, {len(kept)} "
-          f"already there, {dropped} no longer there, {len(failures)} failed")  # fmt: skip
+
+    encoded = [record for records, _ in results for record in records]
+    failures = {path: reason for _, failed in results for path, reason in failed.items()}
+    failures_path = args.output / "failures.csv"
+    write_failures(failures_path, failures)
+    if not unchanged + encoded:
+        raise IndexFileError(f"no video could be read; see {failures_path}")
+    folders = {"checkpoint": os.path.abspath(checkpoint), "videos": os.path.abspath(args.videos)}
+    write_index(args.output, {**encoder.metadata, **folders}, unchanged + encoded)
+    print(
+        f"{len(unchanged + encoded)} videos in {args.output}: {len(encoded)} encoded, "
+        f"{len(unchanged)} already there, {num_removed} removed, {len(failures)} failed"
+    )
     if failures:
-        print(f"search.py: the reasons are in {args.output / 'failures.csv'}", file=sys.stderr)
+        print(f"search.py: the reasons are in {failures_path}", file=sys.stderr)
     return int(bool(failures))
 
 
+def encode_records(todo, encoder, args):
+    """Encode the videos of the records `todo`, and append each batch to this process's journal.
+
+    Returns (encoded records, {path below --videos: reason of failure}).
+    """
+    records = {str(args.videos / record["path"]): record for record in todo}
+    encoded, failures = [], {}
+    path = journal_path(args.output, encoder.metadata, distributed.rank())
+    with open(path, "a", encoding="ascii") as journal:
+        for codes, failed in encode_videos(records, encoder, args):
+            batch = [
+                complete_record(records[path], code, encoder.classes)
+                for path, code in codes.items()
+            ]
+            append_to_journal(journal, batch)
+            encoded += batch
+            failures |= {records[path]["path"]: reason for path, reason in failed.items()}
+    return encoded, failures
+
+
+def complete_record(record, code, classes):
+    """A record with its class, None if it is unknown, and its binary code."""
+    folder = os.path.basename(os.path.dirname(record["path"]))
+    name = folder if folder in classes else None
+    bits = np.packbits(binarize(code).numpy())
+    return {**record, "class": name, "code": bits.tobytes().hex()}
+
+
 # ==== query ====
+
+
+def query_videos(device, args):
+    """Search with each query video. Returns the exit status: 1 if a query could not be read."""
+    end = math.inf if args.end is None else args.end
+    if args.start >= end:
+        raise UserError(f"--start {args.start:g} is not before --end {end:g}")
+    if args.html:
+        check_page(args.html)
+    index = Index(args.index)
+    encoder = load_index_encoder(index, device, args)
+    codes, failures = {}, {}
+    for batch, failed in encode_videos(dict.fromkeys(args.video), encoder, args, args.start, end):
+        codes |= batch
+        failures |= failed
+    for path, reason in failures.items():
+        print(f"search.py: {printable(path)}: {reason}", file=sys.stderr)
+    searches = [
+        {"path": path, "class": None, "results": search(index, path, codes[path], args)}
+        for path in dict.fromkeys(args.video)
+        if path in codes
+    ]
+    if args.html and searches:
+        write_search_page(args.html, searches, args.start, end, args)
+    if args.json:
+        print(json.dumps(searches, indent=2))
+    else:
+        print_results(searches)
+    return int(bool(failures))
+
+
+def load_index_encoder(index, device, args):
+    """The encoder that made `index`. Raises UserError if --checkpoint is another one."""
+    recorded = Path(index.metadata["checkpoint"])
+    if not args.checkpoint and not recorded.is_file():
+        raise IndexFileError(
+            f"{args.index}: its checkpoint {recorded} is missing; if it was moved, set --checkpoint"
+        )
+    path = find_checkpoint(args.checkpoint or recorded)
+    encoder = load_encoder(path, device, args.amp)
+    if any(index.metadata[key] != value for key, value in encoder.metadata.items()):
+        raise IndexFileError(
+            f"{args.index}: made with another checkpoint than {path}; its SHA-256 begins with "
+            f"{index.metadata['checkpoint_sha256'][:12]}"
+        )
+    return encoder
+
+
+def search(index, query, code, args):
+    """The results of one query: list of dicts with rank, distance, class and path.
+
+    query: path of the video. code: its approximate code (K,).
+    """
+    wanted = max(args.top, args.rerank or 0) + args.exclude_query
+    rows, distances = index.search(binarize(code)[None].numpy(), wanted)
+    results = {}
+    for row, distance in zip(rows[0].tolist(), distances[0].tolist(), strict=True):
+        video = index.video(row)
+        path = shorten(os.path.join(index.metadata["videos"], video["path"]))
+        if not (args.exclude_query and is_same_file(query, path)):
+            results[row] = {"distance": distance, "class": video["class"], "path": path}
+    rows = np.array(list(results), int)
+    if args.rerank:
+        first, others = rows[: args.rerank], rows[args.rerank :]
+        rows = np.concatenate([index.rerank(code.numpy(), first), others])
+    nearest = rows[: args.top].tolist()
+    return [{"rank": rank, **results[row]} for rank, row in enumerate(nearest, start=1)]
+
+
+def shorten(path):
+    """A path relative to the current folder, if it is below it."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
 
 
 def is_same_file(path, other):
@@ -194,110 +308,71 @@ def is_same_file(path, other):
         return False
 
 
-def search(index, path, values, args):
-    """Results of one query: list of dicts with rank, distance, class, path."""
-    wanted = max(args.top, args.rerank) + args.exclude_query
-    rows, distances = (f[0] for f in index.search(binarize(values)[None].numpy(), wanted))
-    found = {}  # row -> what is printed
-    for row, bits in zip(rows.tolist(), distances.tolist(), strict=True):
-        video = index.video(row)
-        place = os.path.join(index.metadata["videos"], video["path"])
-        nearby = os.path.relpath(place)
-        place = place if nearby.startswith("..") else nearby
-        if not (args.exclude_query and is_same_file(path, place)):
-            found[row] = {"distance": bits, "class": video["class"], "path": place}
-    rows = np.array(list(found), int)
-    if args.rerank:
-        nearest = index.rerank(values.numpy(), rows[: args.rerank])
-        rows = np.concatenate([nearest, rows[args.rerank :]])
-    return [{"rank": n, **found[row]} for n, row in enumerate(rows.tolist()[: args.top], 1)]
-
-
 def print_results(searches):
-    kinds = [result["class"] or "-" for found in searches for result in found["results"]]
-    width = max(map(len, ["class", *kinds]))
+    classes = [result["class"] or "-" for found in searches for result in found["results"]]
+    width = max(map(len, ["class", *classes]))
     for found in searches:
         print(f"\n{printable(found['path'])}\nrank  bits  {'class':<{width}}  path")
         for r in found["results"]:
-            kind = printable(r["class"] or "-")
-            print(f"{r['rank']:>4}  {r['distance']:>4}  {kind:<{width}}  {printable(r['path'])}")
+            name = printable(r["class"] or "-")
+            print(f"{r['rank']:>4}  {r['distance']:>4}  {name:<{width}}  {printable(r['path'])}")
 
 
-def read_preview(path, start=0.0, end=float("inf")):
+# ==== page ====
+
+
+def check_page(path):
+    """Raise UserError if --html cannot be written."""
+    if path.is_dir():
+        raise UserError(f"--html {path}: is a folder; name a file, such as {path / 'found.html'}")
+    check_writable(path.parent, "--html")
+
+
+def write_search_page(page, searches, start, end, args):
+    """Write the results as a page with animated previews; a video that is gone has none."""
+    queries = read_previews([found["path"] for found in searches], args, start, end)
+    paths = sorted({result["path"] for found in searches for result in found["results"]})
+    previews = read_previews(paths, args)
+    shown = []
+    for found in searches:
+        results = [{**result, "preview": previews[result["path"]]} for result in found["results"]]
+        shown.append({**found, "preview": queries[found["path"]], "results": results})
+    write_page(page, "Videos of the same action", shown)
+
+
+def read_previews(paths, args, start=0.0, end=math.inf):
+    """The previews of videos, read in worker processes: {path: data URI or None}."""
+    read = partial(read_preview, start=start, end=end)
+    results = run_jobs(read, paths, args.workers, args.timeout)
+    results = progress(results, "previews", len(paths), "video", leave=False)
+    return {path: uri for path, uri, _ in results}
+
+
+def read_preview(path, start, end):
     """(data URI, None) of a video, or (None, reason). Runs in a worker process."""
     cv2.setNumThreads(1)
     try:
-        size = (PREVIEW_HEIGHT, None)  # of the shape that a player shows
+        size = (PREVIEW_HEIGHT, None)  # the aspect ratio that a player shows
         return preview(read_video(path, PREVIEW_FRAMES, size, start, end)), None
     except (VideoError, cv2.error) as error:
         return None, str(error)
 
 
-def write_html(path, searches, args):
-    """The page with previews read from the videos; one that has gone has none."""
-    read = partial(read_preview, start=args.start, end=args.end)
-    queries = [found["path"] for found in searches]
-    others = {result["path"] for found in searches for result in found["results"]}
-    uris = {job: uri for job, uri, _ in run_jobs(read, queries, args.workers, args.timeout)}
-    previews = run_jobs(read_preview, sorted(others), args.workers, args.timeout)
-    previews = progress(previews, "previews", len(others), "video", leave=False)
-    found_uris = {job: uri for job, uri, _ in previews}
-    shown = []
-    for found in searches:
-        results = [{**r, "preview": found_uris[r["path"]]} for r in found["results"]]
-        shown.append({**found, "preview": uris[found["path"]], "results": results})
-    write_page(path, "Videos of the same action", shown)
-
-
-def query_videos(args):
-    """Search with each query video. Returns the exit status."""
-    if args.start >= args.end:
-        raise UserError(f"--start {args.start:g} is not before --end {args.end:g}")
-    index = Index(args.index)
-    encoder = Encoder(args.checkpoint or index.metadata["checkpoint"], args)
-    if any(index.metadata[key] != value for key, value in encoder.metadata.items()):
-        raise IndexFileError(
-            f"{args.index}: made with another checkpoint (SHA-256 "
-            f"{index.metadata['checkpoint_sha256'][:12]}…); give it as --checkpoint"
-        )
-    read = partial(read_clip, preprocessing=encoder.preprocessing, start=args.start, end=args.end)
-    clips = run_jobs(read, dict.fromkeys(args.video), args.workers, args.timeout)
-    codes, failed = {}, False
-    while chunk := list(islice(clips, args.batch_size)):
-        for path, _, failure in chunk:
-            if failure is not None:
-                print(f"search.py: {printable(path)}: {failure}", file=sys.stderr)
-                failed = True
-        read_ones = [(path, clip) for path, clip, failure in chunk if failure is None]
-        if read_ones:
-            values = encoder([clip for _, clip in read_ones]).cpu()
-            codes |= {path: row for (path, _), row in zip(read_ones, values, strict=True)}
-    searches = [
-        {"path": path, "class": None, "results": search(index, path, codes[path], args)}
-        for path in dict.fromkeys(args.video)
-        if path in codes
-    ]
-    if args.html and searches:
-        write_html(args.html, searches, args)
-    if args.json:
-        print(json.dumps(searches, indent=2))
-    else:
-        print_results(searches)
-    return int(failed)
+# ==== main ====
 
 
 def main(args):
-    args.device = distributed.start(args.device)
+    device = distributed.start(args.device)
     if args.command == "query":
-        return query_videos(args)
+        return query_videos(device, args)
+    check_writable(args.output, "--output")
     lock = args.output.absolute().with_name(f".{args.output.absolute().name}.lock")
     with file_lock(lock) if distributed.is_main() else contextlib.nullcontext():
-        return index_videos(args)
+        return index_videos(device, args)
 
 
 if __name__ == "__main__":
     with safe_streams("search.py"):
-        args = build_parser().parse_args()
         with distributed.together(), exit_on_user_error("search.py", "--batch-size"):
-            status = main(args)
-        sys.exit(status)
+            STATUS = main(ARGS)
+        sys.exit(STATUS)

@@ -35,7 +35,8 @@ import numpy as np
 
 from datasets.synthetic import make_dataset
 from datasets.video import even_positions
-from extract_frames import extract_video, find_videos, write_frame
+from datasets.video_files import find_class_videos
+from extract_frames import extract_video, write_frame
 from utils.argtypes import number
 from utils.config import Parser
 
@@ -134,7 +135,7 @@ def main():
         if args.videos is None:
             make_dataset(Path(temporary), classes=2, groups=20, videos=40, side=240)
             args.videos = Path(temporary) / "videos"
-        videos = find_videos(args.videos)[:: args.every]
+        videos = find_class_videos(args.videos)[0][:: args.every]
         versions = f"PyAV {av.__version__}, OpenCV {cv2.__version__}"
         print(f"{versions}, one process, {len(videos)} videos of {args.videos.name}")
         seconds = time_ways(ways, videos, args.runs, Path(temporary) / "output")

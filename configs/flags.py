@@ -1,7 +1,7 @@
 """The flags of train.py. Their defaults are those of ucf101.yaml, but for its pretrained weights.
 
 This file imports no PyTorch, so that --help and mistakes are answered at once; the tests compare
-its choices with the registries of models/, losses/ and datasets/.
+its choices with the registries of models/ and losses/.
 """
 
 from argparse import BooleanOptionalAction

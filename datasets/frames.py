@@ -1,8 +1,6 @@
-"""A data set of clips over a split list and the frame folders it names."""
+"""A Dataset of clips, read from frame folders."""
 
-import json
 import re
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.frame_folders import recorded_frames
+from datasets.frame_folders import read_extraction, recorded_frames
 from datasets.splits import SplitError
 from datasets.video import even_positions
 
@@ -25,31 +23,15 @@ def list_frames(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise SplitError(f"{folder}: no such frame folder; run extract_frames.py")
-    frames = [f for f in folder.iterdir() if f.suffix.lower() in (".jpg", ".jpeg")]
+    frames = [path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")]
     if not frames:
         raise SplitError(f"{folder}: no frames; rerun extract_frames.py")
-    return sorted(frames, key=lambda f: natural_key(f.name))
+    return sorted(frames, key=lambda path: natural_key(path.name))
 
 
-def jittered_positions(available, wanted, rng):
-    """Evenly spaced frames that start at a random place: the same place within every segment.
-
-    One draw a clip moves all its frames together, so that motion keeps its pace; a draw a frame
-    would shake it. rng: numpy.random.Generator.
-    """
-    return ((np.arange(wanted) + rng.random()) * available / wanted).astype(int)
-
-
-def clip_request(item, wanted):
-    """What a sampler asks for: an index, or (index, seed) for temporal jitter.
-
-    Returns (index, choose): `choose` turns a number of frames into the positions of `wanted`.
-    """
-    if not isinstance(item, tuple):
-        return item, partial(even_positions, wanted=wanted)
-    index, seed = item
-    rng = np.random.default_rng(seed)
-    return index, partial(jittered_positions, wanted=wanted, rng=rng)
+def is_numbered(paths):
+    """Whether sorted frames are 000000.jpg to the last one, as extract_frames.py names them."""
+    return paths[-1].stem == f"{len(paths) - 1:06d}"
 
 
 def read_frame(path):
@@ -58,40 +40,37 @@ def read_frame(path):
         with open(path, "rb") as file:
             encoded = file.read()
     except OSError as error:
-        raise SplitError(f"{path}: {error.strerror}; run extract_frames.py again") from error
-    is_whole = encoded.endswith(b"\xff\xd9")  # end of image; OpenCV greys what is missing
+        raise SplitError(f"{path}: {error.strerror}; rerun extract_frames.py") from error
+    is_complete = encoded.endswith(b"\xff\xd9")  # end of image; OpenCV would fill up with grey
     pixels = np.frombuffer(encoded, np.uint8)
-    frame = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if is_whole else None
+    frame = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if is_complete else None
     if frame is None:
-        raise SplitError(f"{path}: damaged; delete its folder and run extract_frames.py again")
+        raise SplitError(f"{path}: damaged; delete its folder and rerun extract_frames.py")
     return frame
 
 
-def read_extraction(root):
-    """The settings with which extract_frames.py wrote `root`: dict, None if not its work.
+def clip_positions(available, wanted, seed=None):
+    """The positions of `wanted` frames among `available`, one in each of `wanted` equal segments.
 
-    "num_frames" is the number of frames per video, 0 for all of them.
+    Without a seed, the middle of each segment. With one, a random point of the segment, the same
+    in all of them: temporal jitter must not change the pace of the motion.
     """
-    record = Path(root) / "extraction.json"
-    if not record.exists():
-        return None
-    try:
-        settings = json.loads(record.read_text(encoding="utf-8"))
-        return {**settings, "num_frames": int(settings["num_frames"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise SplitError(f"{record}: damaged; delete {root} and run extract_frames.py") from error
+    if seed is None:
+        return even_positions(available, wanted)
+    offset = np.random.default_rng(seed).random()
+    return ((np.arange(wanted) + offset) * available / wanted).astype(int)
 
 
-def is_numbered(paths):
-    """Whether sorted frames are 000000.jpg to the last one, as extract_frames.py names them."""
-    return paths[-1].stem == f"{len(paths) - 1:06d}"
+def split_item(item):
+    """The (index, seed) of what a sampler yields: such a pair, or an index alone without a seed."""
+    return item if isinstance(item, tuple) else (item, None)
 
 
 class FrameDataset(Dataset):
     """Clips of `clip_frames` frames from the folders that a split list names.
 
-    An index alone gives the test-time clip, evenly spaced frames. A pair (index, seed) gives a
-    training clip with temporal jitter that is a function of the seed, whichever worker reads it.
+    data[index] is the test-time clip, evenly spaced frames. data[index, seed] is a training clip
+    with temporal jitter, which depends on the seed only, whichever worker reads it.
 
     names: paths relative to `frames_root`. labels: class ids.
     Items: clip (T, H, W, 3) uint8 RGB tensor, label int. Raises SplitError, at once for missing
@@ -104,8 +83,8 @@ class FrameDataset(Dataset):
         missing = [name for name in names if not (self.root / name).is_dir()]
         if missing:
             raise SplitError(
-                f"{len(missing)} of {len(names)} frame folders are missing under {self.root}, "
-                f"the first is {missing[0]}; run extract_frames.py, or correct --frames"
+                f"{len(missing)} of {len(names)} frame folders are missing under {self.root}, such "
+                f"as {missing[0]}; run extract_frames.py, or correct --frames"
             )
         self.extraction = read_extraction(self.root)
         self.extracted = self.extraction and self.extraction["num_frames"]
@@ -115,11 +94,11 @@ class FrameDataset(Dataset):
         return len(self.names)
 
     def __getitem__(self, item):
-        index, choose = clip_request(item, self.clip_frames)
-        return torch.from_numpy(self.read(index, choose)), self.labels[index]
+        index, seed = split_item(item)
+        return torch.from_numpy(self.read(index, self.clip_frames, seed)), self.labels[index]
 
-    def read(self, index, choose):
-        """Frames of a video as (T, H, W, 3) uint8; `choose` turns their number into positions."""
+    def read(self, index, num_frames, seed=None):
+        """`num_frames` frames of a video, see `clip_positions`: (num_frames, H, W, 3) uint8."""
         folder = self.root / self.names[index]
         paths = list_frames(folder)
         expected = self.extracted or recorded_frames(folder) or len(paths)
@@ -127,9 +106,8 @@ class FrameDataset(Dataset):
             raise SplitError(
                 f"{folder}: frames are missing; rerun extract_frames.py, which completes them"
             )
-        positions = choose(len(paths))
-        clip = np.empty((len(positions), *self.frame_size), np.uint8)
-        for t, position in enumerate(positions):
+        clip = np.empty((num_frames, *self.frame_size), np.uint8)
+        for t, position in enumerate(clip_positions(len(paths), num_frames, seed)):
             frame = read_frame(paths[position])
             if frame.shape != self.frame_size:
                 raise SplitError(

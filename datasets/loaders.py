@@ -1,4 +1,4 @@
-"""The DataLoaders of a training run, each giving one process its part."""
+"""The DataLoaders of a training run: each process loads its own clips of every batch."""
 
 import multiprocessing
 import os
@@ -15,43 +15,47 @@ from utils.process_pool import end_with_parent
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-def _already_a_batch(batch):
-    return batch
+def build_loaders(train_set, val_set, args, rank=0, world_size=1):
+    """(training, validation, database) loaders of the process `rank`.
 
+    Training: this process's clips of each P x K batch. Validation and database: every
+    `world_size`-th validation or training clip, each once, with evenly spaced frames.
 
-def _start_worker(_):
-    end_with_parent()
-    if hasattr(signal, "sigwaitinfo"):
-        threading.Thread(target=_obey_parent, daemon=True).start()
-    else:  # macOS
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    args: has batches ("balanced" or "random"), classes_per_batch, clips_per_class, seed, workers.
+    """
+    batch_size = args.classes_per_batch * args.clips_per_class
+    if args.batches == "balanced":
+        shape = args.classes_per_batch, args.clips_per_class
+        sampler = PKBatchSampler(train_set.labels, *shape, args.seed, rank, world_size)
+    else:
+        sampler = RandomBatchSampler(train_set.labels, batch_size, args.seed, rank, world_size)
 
+    def eval_loader(data):
+        indices = range(rank, len(data), world_size)
+        return ClipLoader(data, args.workers, batch_size=batch_size, sampler=indices)
 
-def _obey_parent():
-    """End this worker when its parent sends a signal, as multiprocessing does in the end."""
-    while signal.sigwaitinfo(SIGNALS).si_pid != multiprocessing.parent_process().pid:
-        pass
-    os._exit(0)
+    train_loader = ClipLoader(train_set, args.workers, keep_workers=True, batch_sampler=sampler)
+    return train_loader, eval_loader(val_set), eval_loader(train_set)
 
 
 class ClipLoader(DataLoader):
     """A DataLoader whose worker processes leave signals to the main process and end with it.
 
-    Terminals and schedulers signal every process of a run. A worker that died of it would end the
-    main process before that could save. Workers inherit blocked signals, so that there is no
-    moment in which one is not blocked, whatever handlers PyTorch installs in them; only signals
-    of the main process itself are obeyed.
+    Terminals and schedulers signal every process of a run. A worker that a signal ends would stop
+    the main process before that could save. Workers therefore inherit blocked signals, so that
+    there is no moment in which a signal is not blocked, whatever handlers PyTorch installs; only
+    signals from the main process end them.
     """
 
     def __init__(self, data, workers, keep_workers=False, **options):
-        place = data.place if isinstance(data, CachedDataset) else "none"
-        workers = workers if place in ("none", "disk") else 0  # the others are in memory already
+        location = data.location if isinstance(data, CachedDataset) else "none"
+        workers = workers if location in ("none", "disk") else 0  # others are in memory already
         super().__init__(
             data,
             num_workers=workers,
             persistent_workers=keep_workers and workers > 0,
-            pin_memory=torch.cuda.is_available() and place != "device",
-            collate_fn=None if place == "none" else _already_a_batch,
+            pin_memory=torch.cuda.is_available() and location != "device",
+            collate_fn=None if location == "none" else _already_a_batch,
             worker_init_fn=_start_worker,
             **options,
         )
@@ -66,24 +70,20 @@ class ClipLoader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def build_loaders(train_set, val_set, args, rank=0, ranks=1):
-    """(training, validation, database) loaders of process `rank` of `ranks`.
+def _already_a_batch(batch):
+    return batch
 
-    The first gives its part of each P x K batch; the others its part of the validation and of the
-    training clips, each once, with evenly spaced frames.
 
-    args: has batches ("balanced" or "random"), classes_per_batch, clips_per_class, seed, workers.
-    """
-    shape = args.classes_per_batch, args.clips_per_class
-    if args.batches == "balanced":
-        sampler = PKBatchSampler(train_set.labels, *shape, args.seed, rank, ranks)
-    else:
-        size = shape[0] * shape[1]
-        sampler = RandomBatchSampler(train_set.labels, size, args.seed, rank, ranks)
-    train_loader = ClipLoader(train_set, args.workers, keep_workers=True, batch_sampler=sampler)
-    batch_size = args.classes_per_batch * args.clips_per_class
-    eval_loaders = [
-        ClipLoader(data, args.workers, batch_size=batch_size, sampler=range(rank, len(data), ranks))
-        for data in (val_set, train_set)
-    ]
-    return train_loader, *eval_loaders
+def _start_worker(_):
+    end_with_parent()
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_obey_parent, daemon=True).start()
+    else:  # macOS
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _obey_parent():
+    """End this worker when its parent sends a signal, as multiprocessing does at the end."""
+    while signal.sigwaitinfo(SIGNALS).si_pid != multiprocessing.parent_process().pid:
+        pass
+    os._exit(0)

@@ -1,10 +1,10 @@
-"""A decoded frame as the picture that a player shows: one step scales it and converts it to RGB.
+"""Conversion of a decoded frame to the picture that a player shows: scaled and RGB in one step.
 
-- Turned and mirrored as the display matrix says.
-- The top field alone of an interlaced frame: its bottom field is of another moment.
-- By the colour matrix and range that the video names; BT.601, limited range where it names none,
-  as FFmpeg does. Matrices that FFmpeg's scaler lacks (YCgCo, ICtCp and other rare ones) are taken
-  as BT.601, as the ffmpeg program does: true brightness, other hues.
+- Rotated and mirrored according to the display matrix.
+- Only the top field of an interlaced frame: its bottom field is of another moment.
+- With the colour matrix and range that the video names; without names BT.601 and limited range, as
+  in FFmpeg. Matrices that FFmpeg's scaler lacks (YCgCo, ICtCp and other rare ones) are treated as
+  BT.601, as in the ffmpeg program: correct brightness, other hues.
 - Transfer functions and primaries are not converted: HDR looks flat. Alpha is dropped.
 """
 
@@ -20,11 +20,11 @@ from av.video.reformatter import VideoReformatter
 from utils.errors import UserError
 
 # Flags of FFmpeg's scaler: SWS_AREA averages along a side that shrinks and interpolates along one
-# that grows; then SWS_FULL_CHR_H_INT, _INP, SWS_ACCURATE_RND and SWS_BITEXACT, alike on every CPU.
+# that grows; SWS_FULL_CHR_H_INT, _INP, SWS_ACCURATE_RND and SWS_BITEXACT: the same on every CPU.
 SCALING = 0x20 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 UNSPECIFIED, BT2020, BT2020_CONSTANT_LUMINANCE = 2, 9, 10  # AVColorSpace of FFmpeg
 SCALER_MATRICES = (0, 1, UNSPECIFIED, 4, 5, 6, 7, BT2020)
-WIDEST = 4  # width over height, or height over width, of a picture whose width is not given
+WIDEST = 4  # width over height, or height over width, when the width is not given
 
 
 class VideoError(UserError):
@@ -41,10 +41,10 @@ class Frame:
 
 
 def converter(size):
-    """A function from a Frame to its (height, width, 3) uint8 RGB picture; pictures pass unchanged.
+    """A function that converts a Frame to a (height, width, 3) uint8 RGB picture.
 
+    It returns pictures unchanged, and raises VideoError if FFmpeg cannot convert the frame.
     size: (height, width) in pixels; a width of None keeps the aspect ratio that a player shows.
-    It raises VideoError when FFmpeg cannot convert the frame.
     """
     reformatter = VideoReformatter()  # keeps its tables between frames
 
@@ -63,20 +63,20 @@ def converter(size):
 
 
 def _shown_width(candidate, height, swap):
-    """Pixels of a width that keeps the aspect ratio at this height, within WIDEST."""
+    """The width in pixels that keeps the aspect ratio at this height, limited by WIDEST."""
     aspect = candidate.frame.width * candidate.pixel_aspect / candidate.frame.height
     aspect = 1 / aspect if swap else aspect
     return max(1, round(height * min(max(aspect, 1 / WIDEST), WIDEST)))
 
 
 def _scale(frame, width, height, reformatter):
-    """(height, width, 3) uint8 RGB of a frame. By planes: packed RGB takes the scaler longer."""
+    """(height, width, 3) uint8 RGB of a frame, by planes: the scaler is slower for packed RGB."""
     try:
         frame = _top_field(frame) if frame.interlaced_frame else frame
         if frame.colorspace not in SCALER_MATRICES:
             is_bt2020 = frame.colorspace == BT2020_CONSTANT_LUMINANCE
             frame.colorspace = BT2020 if is_bt2020 else UNSPECIFIED
-        # Only named conversions happen, but PyAV 17 refuses some names, such as log, without them.
+        # These are not converted in any case, and PyAV 17 refuses some of them, such as log.
         frame.color_trc = frame.color_primaries = UNSPECIFIED
         planar = reformatter.reformat(
             frame, width, height, "gbrp", interpolation=SCALING, threads=1
@@ -92,7 +92,7 @@ def _scale(frame, width, height, reformatter):
 
 
 def _top_field(frame):
-    """Every second line of an interlaced frame, from the first; nothing is copied."""
+    """Every second line of an interlaced frame, starting with the first, without a copy."""
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(template=frame, time_base=Fraction(1, 25))
@@ -107,10 +107,10 @@ def _orientation(frame):
     From the display matrix [a b u; c d v; x y w]: pixel (p, q) is shown at (a p + c q, b p + d q).
     """
     try:
-        # Not frame.side_data: the two would refer to each other, and the frame's memory would stay
-        # until the next garbage collection.
+        # Not frame.side_data: frame and side data would refer to each other, and the memory would
+        # not be freed before the next garbage collection.
         matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
-    except ValueError:  # a kind of side data that PyAV does not know; flips are lost
+    except ValueError:  # side data of a kind that PyAV does not know; flips are lost
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         return turns % 2 == 1, turns in (2, 3), turns in (1, 2)
     if matrix is None:

@@ -1,16 +1,16 @@
-r"""A small synthetic video data set that is named, foldered and listed as UCF101 is.
+r"""A small synthetic video data set with the names, folders and lists of UCF101.
 
     python -m datasets.synthetic --output data/demo
-    python -m datasets.synthetic --output data/rehearsal --classes 101 --videos 13320 --groups 25 \
-        --test-groups 7 --side 240          # as large as UCF101, to rehearse with
+    python -m datasets.synthetic --output data/rehearsal --classes 101 \
+        --videos 13320 --groups 25 --test-groups 7 --side 240    # like UCF101
 
-Real .avi files of six actions that differ only in how one object moves. What it looks like, where
-it is, how fast it goes, the background, a second object that stands still, a drifting camera and
-noise are drawn the same way for every class, so that no single frame tells the class. As in UCF101
-the clips of a group share their scene, and the official lists put whole groups into test.
+Real .avi files of six actions that differ only in how one object moves. Its
+look, position and speed, the background, a second object that does not move, a
+moving camera and noise are drawn in the same way for every class, so that no
+single frame shows the class. As in UCF101, the clips of a group have the same
+scene, and the official lists put whole groups into test.
 """
 
-import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,10 +18,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.errors import UserError
+from utils.argtypes import number
+from utils.config import Parser
+from utils.errors import UserError, exit_on_user_error
 from utils.terminal import progress
 
-FRAMES = (32, 48)  # least and most frames a clip
+FRAMES = (32, 48)  # frames per clip: the minimum, and the first number above the maximum
 FPS = 25
 
 
@@ -63,17 +65,17 @@ ACTIONS = {
 
 
 def class_names(count):
-    """`count` classes: the actions, or, where that is not enough, variants such as "Sliding7"."""
+    """`count` classes: the actions or, if these are not enough, variants such as "Sliding7"."""
     if count <= len(ACTIONS):
         return list(ACTIONS)[:count]
     names = [f"{action}{number}" for number in range(1, 21) for action in ACTIONS]
     if count > len(names):
-        raise UserError(f"{count} classes were asked for, but there are {len(names)} variants")
+        raise UserError(f"--classes {count}: there are only {len(names)} variants of the actions")
     return names[:count]
 
 
 def _variant(name):
-    """(action, least and most cycles a clip, size of the object) of a class name."""
+    """(action, minimum and maximum of cycles per clip, size of the object) of a class name."""
     action = name.rstrip("0123456789")
     if name == action:
         return ACTIONS[action], (1.5, 3), 1
@@ -127,12 +129,8 @@ def render_clip(name, scene_seed, clip_seed, side=96):
     """
     scene, rng = np.random.default_rng(scene_seed), np.random.default_rng(clip_seed)
     background = _background(scene, side)
-    shape, colour, still, still_colour = (
-        _shape(scene),
-        _colour(scene),
-        _shape(scene),
-        _colour(scene),
-    )
+    shape, colour = _shape(scene), _colour(scene)
+    still, still_colour = _shape(scene), _colour(scene)
     action, cycle_range, size = _variant(name)
     frames = int(rng.integers(*FRAMES))
     radius, amplitude = size * rng.uniform(0.16, 0.22) * side, rng.uniform(0.2, 0.28) * side
@@ -156,69 +154,72 @@ def render_clip(name, scene_seed, clip_seed, side=96):
 
 
 def write_clip(path, name, scene_seed, clip_seed, side=96):
-    """Write one clip as Motion-JPEG AVI to `path`, aside and renamed."""
+    """Write one clip to `path` as a Motion-JPEG AVI, which is complete whenever it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial.avi")
+    temporary = path.with_name(f".{path.name}.partial.avi")  # OpenCV needs the suffix .avi
     codec = cv2.VideoWriter_fourcc(*"MJPG")
-    writer = cv2.VideoWriter(str(aside), cv2.CAP_OPENCV_MJPEG, codec, FPS, (side, side))
+    writer = cv2.VideoWriter(str(temporary), cv2.CAP_OPENCV_MJPEG, codec, FPS, (side, side))
     if not writer.isOpened():
         raise OSError(f"{path}: OpenCV cannot write Motion-JPEG videos there")
     for frame in render_clip(name, scene_seed, clip_seed, side):
         writer.write(frame)
     writer.release()
-    os.replace(aside, path)
+    os.replace(temporary, path)
 
 
 def make_dataset(output, classes=6, groups=50, videos=600, test_groups=10, side=96, seed=0):
     """Write the videos that are not there yet, and the lists in UCF101's official format.
 
     <output>/videos/<Class>/v_<Class>_gNN_cMM.avi; <output>/annotations/classInd.txt,
-    trainlist01.txt and testlist01.txt. `videos` are shared out evenly over `groups` scenes of each
-    of `classes` classes; the first `test_groups` groups of each class are the test set.
+    trainlist01.txt and testlist01.txt. The `videos` are divided evenly among `groups` scenes of
+    each of `classes` classes; the first `test_groups` groups of each class are the test set.
     side: pixels. Raises UserError for more classes than there are variants.
     """
-    output = Path(output)
-    names = class_names(classes)
-    scenes, jobs, train, test = classes * groups, [], [], []
-    for label, name in enumerate(names):
-        for group in range(1, groups + 1):
-            scene = label * groups + group  # from 1 on
-            share = videos * scene // scenes - videos * (scene - 1) // scenes
-            for clip in range(1, 1 + share):
-                video = f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
-                scene_seed, clip_seed = [seed, label, group], [seed, label, group, clip]
-                if not (output / "videos" / video).exists():
-                    jobs.append((output / "videos" / video, name, scene_seed, clip_seed, side))
-                (test if group <= test_groups else train).append((video, label + 1))
+    output, names = Path(output), class_names(classes)
+    num_scenes, jobs, train, test = classes * groups, [], [], []
+    for scene in range(num_scenes):
+        label, group = scene // groups, scene % groups + 1
+        num_clips = videos * (scene + 1) // num_scenes - videos * scene // num_scenes
+        for clip in range(1, 1 + num_clips):
+            name = names[label]
+            video = f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
+            scene_seed, clip_seed = [seed, label, group], [seed, label, group, clip]
+            if not (output / "videos" / video).exists():
+                jobs.append((output / "videos" / video, name, scene_seed, clip_seed, side))
+            (test if group <= test_groups else train).append((video, label + 1))
     with ProcessPoolExecutor() as pool:
         results = [pool.submit(write_clip, *job) for job in jobs]
         for result in progress(results, "drawing", unit="video", is_shown=bool(jobs)):
             result.result()
+    _write_lists(output / "annotations", names, train, test)
+
+
+def _write_lists(folder, names, train, test):
+    """The official lists; train, test: pairs (video, class id), which start at 1."""
     lists = {
-        "classInd": [f"{label} {name}\n" for label, name in enumerate(names, start=1)],
-        "trainlist01": [f"{video} {label}\n" for video, label in train],
+        "classInd": [f"{class_id} {name}\n" for class_id, name in enumerate(names, start=1)],
+        "trainlist01": [f"{video} {class_id}\n" for video, class_id in train],
         "testlist01": [f"{video}\n" for video, _ in test],
     }
-    (output / "annotations").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, lines in lists.items():
-        (output / "annotations" / f"{name}.txt").write_text("".join(lines))
+        (folder / f"{name}.txt").write_text("".join(lines))
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output", required=True, help="folder for videos/ and annotations/")
-    parser.add_argument("--classes", type=int, default=6, help="at most 120 (default 6)")
-    parser.add_argument("--groups", type=int, default=50, help="scenes a class (default 50)")
-    parser.add_argument("--videos", type=int, default=600, help="in all (default 600)")
-    parser.add_argument("--test-groups", type=int, default=10, help="scenes for test (default 10)")
-    parser.add_argument("--side", type=int, default=96, help="of the frame, pixels (default 96)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
-    make_dataset(**vars(parser.parse_args()))
+def build_parser():
+    parser, positive = Parser(__doc__), number(int, least=1)
+    add = parser.add
+    add("--output", required=True, metavar="DIR", help="folder for videos/ and annotations/")
+    add("--classes", type=positive, default=6, help="number of classes, at most 120")
+    add("--groups", type=positive, default=50, help="scenes per class")
+    add("--videos", type=positive, default=600, help="number of videos of all classes")
+    add("--test-groups", type=number(int, least=0), default=10, help="scenes per class for test")
+    add("--side", type=number(int, least=16), default=96, help="height and width in pixels")
+    add("--seed", type=number(int, least=0), default=0, help="random seed for everything drawn")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    args = build_parser().parse_args()
+    with exit_on_user_error("datasets.synthetic", "--side"):
+        make_dataset(**vars(args))

@@ -1,7 +1,7 @@
-"""From a batch of uint8 clips to the network's input, on the device that holds the batch.
+"""From a batch of uint8 clips to the network's input, on the device of the batch.
 
-Each clip is cropped, flipped and coloured as a whole: one draw a clip, never one a frame. The crop
-window, its resizing and the flip are one bilinear sampling for the whole batch.
+The random crop, flip and colours are drawn once per clip and are the same for all its frames. Crop,
+resizing and flip are one bilinear sampling of the whole batch.
 """
 
 from functools import lru_cache
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def _shrink(clips, size, crop):
-    """Average neighbouring pixels first where bilinear sampling alone would skip some."""
+    """Average neighbouring pixels first if bilinear sampling alone would skip some."""
     height, width = clips.shape[-2:]
     factor = size / (crop * min(height, width))
     if factor >= 0.75:
@@ -23,16 +23,16 @@ def _shrink(clips, size, crop):
 def _sample_windows(clips, preprocessing, centres, scales, flips):
     """Cut a square window out of every clip and resize it.
 
-    clips: (B, T, H, W, 3) uint8. centres: (B, 2) x and y in [-1, 1], where ±1 moves the window to
-    the frame's edge. scales: (B,) window side over the shorter side.
+    clips: (B, T, H, W, 3) uint8. centres: (B, 2) x and y in [-1, 1], where ±1 puts the window at
+    the edge of the frame. scales: (B,) side of the window / shorter side of the frame.
     flips: (B,) bool, left-right. Returns (B, T, 3, size, size) float in 0..255.
     """
     size, crop = preprocessing["size"], preprocessing["crop"]
     batch, frames, height, width, channels = clips.shape
     flat = clips.permute(0, 1, 4, 2, 3).reshape(batch, frames * channels, height, width).float()
     flat = _shrink(flat, size, crop)
-    shorter = min(height, width)
-    half_x, half_y = scales * shorter / width, scales * shorter / height  # of the frame's half
+    sides = scales * min(height, width)
+    half_x, half_y = sides / width, sides / height  # relative to half the frame
     theta = torch.zeros(batch, 2, 3, device=clips.device)
     theta[:, 0, 0] = torch.where(flips, -half_x, half_x)
     theta[:, 1, 1] = half_y
@@ -56,7 +56,7 @@ def _jitter_colours(clips, strength, generator):
 
 @lru_cache
 def _per_channel(values, device):
-    """Three numbers as a (3, 1, 1) tensor, copied to the device once: a copy waits for a GPU."""
+    """Three numbers as a (3, 1, 1) tensor, copied to the device only once: a copy waits for it."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(3, 1, 1)
 
@@ -72,17 +72,17 @@ def _normalise(clips, preprocessing):
 def augment(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator):
     """Random square crop, left-right flip and colours of each clip, then normalisation.
 
-    clips: (B, T, H, W, 3) uint8 RGB. preprocessing: {"size": pixels a side of the result, "crop":
-    side of the test-time window over the frame's shorter side, "channels": "RGB" or "BGR", "range":
-    value of white, 1.0 or 255.0, "mean", "std": three numbers each in that order and range}.
-    crop_scale: (least, most) side of the crop over the frame's shorter side. flip: bool, whether
-    half of the clips are mirrored. colour_jitter: strength in [0, 1), 0 for none.
+    clips: (B, T, H, W, 3) uint8 RGB. preprocessing: {"size": side of the result in pixels, "crop":
+    side of the test-time crop / shorter side of the frame, "channels": "RGB" or "BGR", "range":
+    value of white, 1.0 or 255.0, "mean", "std": three numbers each, in that order and range}.
+    crop_scale: (minimum, maximum) of the side of the crop / shorter side of the frame. flip: bool,
+    whether half of the clips are mirrored. colour_jitter: strength in [0, 1), 0 for none.
     generator: torch.Generator on the clips' device. Returns (B, 3, T, size, size) float32.
     """
     batch, device = len(clips), clips.device
-    least, most = crop_scale
+    minimum, maximum = crop_scale
     draws = torch.rand(4, batch, generator=generator, device=device)
-    scales = least + (most - least) * draws[0]
+    scales = minimum + (maximum - minimum) * draws[0]
     centres = 2 * draws[1:3].T - 1
     flips = (draws[3] < 0.5) & flip
     clips = _sample_windows(clips, preprocessing, centres, scales, flips)

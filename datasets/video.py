@@ -1,7 +1,7 @@
-"""Decoding a video file into the pictures that a player shows, with PyAV (FFmpeg).
+"""Decoding of a video file into the pictures that a player shows, with PyAV (FFmpeg).
 
-One pass, bounded memory. Frames stay as they were decoded until they are chosen; `datasets.picture`
-then makes pictures of them.
+One pass, bounded memory. Frames stay in the format of the decoder until they are chosen; then
+`datasets.picture` converts them.
 """
 
 import errno
@@ -16,13 +16,9 @@ import numpy as np
 
 from datasets.picture import Frame, VideoError, converter
 
-VIDEO_SUFFIXES = (
-    *(".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".vob"),
-    *(".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv", ".gif"),
-)
 MOST_PIXELS = 2**26  # of a frame: twice 8K
 MOST_HELD_BYTES = 2**28  # of candidates
-OPTIONS = {  # videos only, since a playlist may name any file; no network
+OPTIONS = {  # no playlists, which may name any file; no network
     "format_whitelist": "avi,mov,matroska,mpeg,mpegvideo,mpegts,m4v,asf,flv,ogg,gif",
     "protocol_whitelist": "file",
     "max_pixels": str(MOST_PIXELS),
@@ -46,14 +42,14 @@ def read_video(path, num_frames, size, start=0.0, end=float("inf")):
 def sample_video(path, num_frames, size, start=0.0, end=float("inf")):
     """`num_frames` frames spread evenly over a video, each (height, width, 3) uint8 RGB, in turn.
 
-    One decoding pass without knowing the length: candidates are kept at a stride, 1 at first, that
-    doubles whenever they need more than MOST_HELD_BYTES (`_make_room`). So videos of 128x171 are
-    sampled exactly up to 2,000 frames, and longer ones to within 0.1 % of their length. Near the
-    memory's limit, as with 4K pictures, at least num_frames candidates remain.
+    One decoding pass, although the length is not known: candidates are kept at a stride, which is
+    1 at first and doubles when they need more than MOST_HELD_BYTES (`_make_room`). At 128x171 this
+    is exact up to 2,000 frames, and within 0.1 % of the length for longer videos. Near the limit of
+    memory, as with 4K pictures, at least num_frames candidates remain.
 
     path: video file. num_frames: T >= 1. size: (height, width) in pixels; a width of None keeps
-    the aspect ratio that a player shows. start, end: seconds of the part to read, the whole video
-    by default. Raises VideoError with the reason when no frame can be decoded.
+    the aspect ratio that a player shows. start, end: read from second to second; by default the
+    whole video. Raises VideoError with the reason when no frame can be decoded.
     """
     kept, held, stride, length = [], 0, 1, 0
     convert = converter(size)
@@ -81,9 +77,9 @@ def iterate_video(path, size):
 
 
 def _make_room(kept, convert, enough):
-    """Candidates in less memory, and by what the stride grew: 1 or 2.
+    """(candidates in less memory, factor of the stride: 1 or 2).
 
-    Frames become pictures where those are smaller; if that frees less than half of
+    Frames are converted to pictures where those are smaller. If that frees less than half of
     MOST_HELD_BYTES, every second candidate is dropped, unless there are fewer than `enough`.
     """
     if convert(kept[-1]).nbytes < kept[-1].nbytes:
@@ -97,7 +93,7 @@ def _make_room(kept, convert, enough):
 
 
 def _stat(path):
-    """os.stat of a file that may be a video; VideoError of anything else, which may block."""
+    """os.stat of a file that may be a video; VideoError for anything else, which may block."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -112,10 +108,9 @@ def _stat(path):
 def _decode(path, start=0.0, end=float("inf")):
     """Decode `path` once and yield each frame that a player shows from start to end.
 
-    Frames before the start are decoded too, since seeking finds other frames than asked for in
-    many files. The frame count in the container is never read: many are wrong. Times are
-    those of `_timed`. start, end: seconds. Raises VideoError when nothing can be decoded, or the
-    file is still being written.
+    Frames before the start are decoded too, because seeking is not exact in many files. The frame
+    count of the container is never read: many are wrong. Times are those of `_timed`. start, end:
+    seconds. Raises VideoError when nothing can be decoded, or the file is still being written.
     """
     before, found = _stat(path), False
     with _open(path) as (container, stream):
@@ -127,16 +122,16 @@ def _decode(path, start=0.0, end=float("inf")):
                 yield Frame(frame, stream.sample_aspect_ratio or 1)
     after = _stat(path)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise VideoError("changed while it was read; run again when it is whole")
+        raise VideoError("changed while it was read; rerun when it is complete")
     if not found:
         raise VideoError(f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s")
 
 
 def _timed(frames, stream):
-    """(seconds, frame) for each frame: its presentation time since that of the first.
+    """(seconds, frame) for each frame: its presentation time, relative to the first frame.
 
-    A time that is missing or no later than the one before, as in some AVI files, is replaced by
-    the one before and 1 / frame rate.
+    A time that is missing or not later than the one before, as in some AVI files, is replaced by
+    the one before plus 1 / frame rate.
     """
     unit, step = stream.time_base, 1 / float(stream.average_rate or 25)
     first = seconds = None
@@ -152,8 +147,8 @@ def _timed(frames, stream):
 
 @contextmanager
 def _open(path):
-    """(container, stream) of a video file, to be decoded by one thread."""
-    name = os.path.abspath(path)  # FFmpeg would take a part before a colon for a protocol
+    """(container, stream) of a video file, for decoding in one thread."""
+    name = os.path.abspath(path)  # FFmpeg would read the text before a colon as a protocol
     try:
         container = av.open(name, options=OPTIONS, metadata_errors="replace")
     except av.FFmpegError as error:
@@ -169,9 +164,9 @@ def _open(path):
 
 
 def _shown_stream(container):
-    """The stream that a player shows: no cover picture, rather a video than a still, the default.
+    """The stream that a player shows: no cover picture, a video before a still, then the default.
 
-    Raises VideoError, which names the codec, when there is no decoder for it.
+    Raises VideoError with the name of the codec if there is no decoder for it.
     """
     cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -190,7 +185,7 @@ def _shown_stream(container):
 
 
 def _codec(container, stream):
-    """The name of a codec without a decoder, as only FFmpeg's description has it."""
+    """The name of a codec without a decoder, which is only in FFmpeg's description."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)  # otherwise the description is empty
     description = container.dumps_format()
@@ -210,48 +205,20 @@ def _frames(container, stream):
         try:
             yield from container.demux(stream)  # the last one is empty and flushes the decoder
         except av.FFmpegError:
-            yield None  # cut short; flush the decoder all the same
+            yield None  # the file is cut short; flush the decoder nevertheless
 
     for packet in packets():
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
             reason = error.strerror
-            if error.errno == errno.EINVAL:  # which says no more than this
+            if error.errno == errno.EINVAL:  # FFmpeg's message is not more exact
                 reason += f", or frames of more than {MOST_PIXELS:,} pixels"
             continue
         found = found or bool(frames)
         yield from frames
     if not found:
         raise VideoError(f"no frame could be decoded ({stream.codec_context.name}): {reason}")
-
-
-def find_videos(root):
-    """Videos anywhere below `root`, links followed: sorted list of paths relative to it, str.
-
-    Raises OSError for a folder that cannot be looked into, whose videos would seem deleted.
-    """
-    if not root.is_dir():
-        raise VideoError(f"--videos {root}: no such folder")
-
-    def fail(error):
-        raise error
-
-    found, seen = [], {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        below = {
-            os.path.realpath(os.path.join(folder, f)): f for f in sorted(folders, reverse=True)
-        }
-        folders[:] = [name for path, name in below.items() if path not in seen]
-        seen |= below.keys()
-        found += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in names
-            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")
-        ]
-    if not found:
-        raise VideoError(f"--videos {root}: no video there ({' '.join(VIDEO_SUFFIXES)})")
-    return sorted(found)
 
 
 def read_clip(path, preprocessing, start=0.0, end=float("inf")):

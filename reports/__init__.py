@@ -1,1 +1,1 @@
-"""Tables, figures and pages about results."""
+"""Results as tables, figures and web pages."""

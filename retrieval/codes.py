@@ -1,4 +1,4 @@
-"""Hash codes: real values to bits, and .npz files of codes and labels, our own and others'."""
+"""Hash codes: from real values to bits, and .npz files with the codes and labels of any system."""
 
 import zipfile
 import zlib
@@ -11,8 +11,8 @@ from utils.errors import UserError
 from utils.files import atomic_write
 
 SETS = ("query", "database")
-# What np.load raises for files that are no .npz, are cut short or damaged, or hold objects, and an
-# array instead of an .npz at `with`, which is AttributeError or, from Python 3.11, TypeError.
+# What np.load raises for files that are not .npz, are truncated or damaged, or hold objects; and
+# what `with` raises for a single array, AttributeError or, from Python 3.11, TypeError.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -27,41 +27,39 @@ UNREADABLE = (
 def binarize(values):
     """Real codes (N, K) -> bits (N, K) bool: value >= 0 is True. Raises UserError for NaN."""
     if values.isnan().any():
-        raise UserError("codes contain NaN: the model that made them has diverged")
+        raise UserError("codes contain NaN: the training of the model has diverged")
     return values >= 0
 
 
-def save_codes(
-    path, query_codes, query_labels, query_names, database_codes, database_labels, database_names
-):
-    """Write codes (N, K), real-valued as the model gives them, with labels and names to an .npz.
+def save_codes(path, items):
+    """Write codes, labels and names as an .npz file that `load_codes` reads.
 
-    Labels as in `load_codes`; names are sequences of N strings. Codes are stored as float32.
+    items: dict with the keys that `load_codes` returns, names included. Codes (N, K) are real
+    values, as the model outputs them, and are stored as float32.
     """
-    codes = [codes.detach().cpu().float().numpy() for codes in (query_codes, database_codes)]
-    labels = [torch.as_tensor(labels).cpu().numpy() for labels in (query_labels, database_labels)]
-    names = [np.array([str(name) for name in names]) for names in (query_names, database_names)]
-    arrays = {
-        f"{side}_{kind}": array
-        for kind, pair in (("codes", codes), ("labels", labels), ("names", names))
-        for side, array in zip(SETS, pair, strict=True)
-    }
+    arrays = {}
+    for side in SETS:
+        arrays[f"{side}_codes"] = items[f"{side}_codes"].detach().cpu().float().numpy()
+    for side in SETS:
+        arrays[f"{side}_labels"] = torch.as_tensor(items[f"{side}_labels"]).cpu().numpy()
+    for side in SETS:
+        arrays[f"{side}_names"] = np.array([str(name) for name in items[f"{side}_names"]])
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 
 def load_codes(path, bits=None):
-    """Read the codes and labels of any system from an .npz, without pickles.
+    """Read the codes and labels of any system from an .npz file, without pickle.
 
-    Arrays `query_codes`, `query_labels`, `database_codes`, `database_labels`; `query_names` and
-    `database_names` may be absent. Codes (N, K) are real values (>= 0 is bit 1), ±1, 0/1 or bool,
-    the kind being decided on query and database together; or, with `bits` = K, uint8 (N, ceil(K/8))
-    packed in the order of np.packbits: first bit highest in its byte, zeros after the last.
+    The file has the arrays `query_codes`, `query_labels`, `database_codes`, `database_labels`, and
+    optionally `query_names`, `database_names`. Codes (N, K) are real values (>= 0 is bit 1), ±1,
+    0/1 or bool; query and database codes have the same kind. With `bits` = K they may also be uint8
+    (N, ceil(K/8)), packed as np.packbits does: first bit highest, zeros after the last.
     Labels are whole numbers (N,), or multi-label 0/1 or bool matrices (N, L).
 
     Returns a dict: `query_codes` (Q, K) and `database_codes` (N, K) bool tensors, `query_labels`
-    and `database_labels` int64 (Q,), (N,) or bool (Q, L), (N, L) tensors, and of the names those
-    that are there, as lists of strings. Raises UserError with one line.
+    and `database_labels` int64 (Q,), (N,) or bool (Q, L), (N, L) tensors, and the names that the
+    file has, as lists of strings. Raises UserError with one line.
     """
     arrays = read_arrays(path)
     try:
@@ -73,7 +71,7 @@ def load_codes(path, bits=None):
         result = {}
         for side, code, label in zip(SETS, codes, labels, strict=True):
             if len(code) != len(label):
-                raise UserError(f"{side}_codes has {len(code)} items, {side}_labels {len(label)}")
+                raise UserError(f"{side}_codes has {len(code)} rows, {side}_labels {len(label)}")
             result[f"{side}_codes"] = torch.from_numpy(code)
             result[f"{side}_labels"] = torch.from_numpy(label)
             if f"{side}_names" in arrays:
@@ -84,9 +82,9 @@ def load_codes(path, bits=None):
 
 
 def read_arrays(path):
-    """The arrays that `load_codes` knows from the .npz at `path`, as a dict."""
+    """The arrays that `load_codes` uses, as a dict."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; give an .npz of codes and labels")
+        raise UserError(f"{path}: no such file; expected an .npz file of codes and labels")
     required = [f"{side}_{kind}" for kind in ("codes", "labels") for side in SETS]
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -94,61 +92,63 @@ def read_arrays(path):
             arrays = {name: file[name] for name in known if name in file.files}
     except UNREADABLE:
         raise UserError(
-            f"{path}: not a whole .npz of plain arrays; write it with np.savez, without objects"
+            f"{path}: damaged or not an .npz file of plain arrays; write it with np.savez, without "
+            "objects"
         ) from None
     missing = [name for name in required if name not in arrays]
     if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; it needs {', '.join(required)}")
+        raise UserError(f"{path}: {', '.join(missing)} missing; required are {', '.join(required)}")
     return arrays
 
 
 def check_codes(name, codes):
     """Raise UserError unless `codes` is a non-empty matrix of finite real numbers."""
     if codes.ndim != 2 or 0 in codes.shape:
-        raise UserError(f"{name} has shape {codes.shape}; it must be (items, bits), not empty")
+        raise UserError(f"{name} has shape {codes.shape}; it must be (items, bits) and not empty")
     if codes.dtype.kind not in "biuf":
-        raise UserError(f"{name} has type {codes.dtype}; it must be real numbers, bool or uint8")
+        raise UserError(f"{name} has type {codes.dtype}; it must be numbers or bool")
     if codes.dtype.kind == "f" and not np.isfinite(codes).all():
-        raise UserError(f"{name} contains NaN or infinite values; no bit can be made of them")
+        raise UserError(f"{name} contains NaN or infinite values")
 
 
 def to_bits(codes, bits):
-    """Query and database codes of any kind that `load_codes` takes -> two bool matrices."""
-    widths = [array.shape[1] for array in codes]
-    if widths[0] != widths[1]:
-        raise UserError(f"query_codes are {widths[0]} wide, database_codes {widths[1]}")
+    """Query and database codes of any kind that `load_codes` accepts -> two bool matrices."""
+    columns = [array.shape[1] for array in codes]
+    if columns[0] != columns[1]:
+        raise UserError(f"query_codes has {columns[0]} columns, database_codes {columns[1]}")
     binary = all(((array == 0) | (array == 1)).all() for array in codes)
     uint8 = all(array.dtype == np.uint8 for array in codes)
-    if bits is not None and uint8 and not (binary and widths[0] == bits):
+    if bits is not None and uint8 and not (binary and columns[0] == bits):
         return unpack(codes, bits)
-    if bits is not None and widths[0] != bits:
-        raise UserError(f"codes are {widths[0]} wide, not {bits}, and only uint8 can be packed")
+    if bits is not None and columns[0] != bits:
+        raise UserError(f"codes have {columns[0]} columns, not {bits}; packed codes must be uint8")
     if binary:
         return [array == 1 for array in codes]
     least, most = min(array.min() for array in codes), max(array.max() for array in codes)
     if any(array.dtype.kind in "iu" for array in codes) and not (least >= -1 and most <= 1):
         raise UserError(
-            f"whole numbers from {least:g} to {most:g} are no codes: give 0/1, ±1 or real values; "
-            "for packed uint8 give the number of bits (--bits)"
+            f"whole numbers from {least:g} to {most:g} are not codes: use 0/1, ±1 or real values; "
+            "for packed uint8 set the number of bits (--bits)"
         )
     if least >= 0:
         raise UserError(
-            f"values from {least:g} to {most:g} have no sign to make bits of: subtract the "
-            "threshold first (0.5 for sigmoid outputs)"
+            f"values from {least:g} to {most:g} are all >= 0, so that all bits would be equal: "
+            "subtract the threshold first (0.5 for sigmoid outputs)"
         )
     return [array >= 0 for array in codes]
 
 
 def unpack(codes, bits):
     """Packed uint8 matrices -> bool matrices (N, bits)."""
-    if bits < 1 or codes[0].shape[1] != (bits + 7) // 8:
+    columns, expected = codes[0].shape[1], (bits + 7) // 8
+    if columns != expected:
         raise UserError(
-            f"uint8 codes {codes[0].shape[1]} wide hold no {bits} bits: packed they are "
-            f"{max(0, bits + 7) // 8} wide; is the number of bits right?"
+            f"uint8 codes with {columns} columns do not hold {bits} bits, which take {expected}; "
+            "check the number of bits"
         )
     unpacked = [np.unpackbits(array, axis=1) for array in codes]
     if any(array[:, bits:].any() for array in unpacked):
-        raise UserError(f"packed codes have bits set after bit {bits}; is the number right?")
+        raise UserError(f"packed codes have bits set after bit {bits}; check the number of bits")
     return [array[:, :bits].astype(bool) for array in unpacked]
 
 
@@ -159,10 +159,10 @@ def to_labels(labels):
     if dimensions not in ({1}, {2}) or labels[0].shape[1:] != labels[1].shape[1:]:
         raise UserError(f"{shapes} must both be (items,) or both (items, labels)")
     if labels[0].shape[1:] in ((0,), (1,)):
-        raise UserError(f"{shapes} have no class to share: give (items,) for one label an item")
+        raise UserError(f"{shapes} have fewer than two labels; for class ids use (items,)")
     for array in labels:
         if array.dtype.kind not in "biuf" or not (array == np.floor(array)).all():
-            raise UserError(f"{shapes} must be whole numbers, or 0/1 matrices for multi-label")
+            raise UserError(f"{shapes} must hold whole numbers, or 0 and 1 for multi-label")
     if dimensions == {1}:
         return [array.astype(np.int64) for array in labels]
     if not all(((array == 0) | (array == 1)).all() for array in labels):

@@ -37,15 +37,3 @@ def encode(encoder, loader, description="encoding"):
     batches = progress(loader, description, unit="batch", leave=False)
     codes = [encoder(clips) for clips, _ in batches]
     return torch.cat(codes).cpu() if codes else None
-
-
-def nearest(query_codes, database_codes, count):
-    """The `count` nearest items of the database for each query, ties in database order.
-
-    query_codes: (Q, K) bool. database_codes: (N, K) bool.
-    Returns (indices, distances): (Q, min(count, N)) int64, distances in bits.
-    """
-    queries, database = query_codes.float() * 2 - 1, database_codes.float() * 2 - 1
-    distances = (query_codes.shape[1] - queries @ database.T) / 2
-    distances, indices = torch.sort(distances, dim=1, stable=True)
-    return indices[:, :count], distances[:, :count].long()

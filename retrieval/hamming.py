@@ -1,16 +1,13 @@
-"""Histograms of Hamming distances: all that ranking metrics need to know about codes.
+"""Hamming distances: histograms for the ranking metrics, and the nearest items of a query.
 
-A distance takes only K + 1 values. Counting database items by distance, all and relevant ones,
-needs no sort and no Q×N array, and runs as matrix products on CPU and GPU alike.
+A Hamming distance takes only K + 1 values. Every ranking metric follows from the number of database
+items, and of relevant ones, at each distance; counting them needs no sort and no (Q, N) array.
+Distances are matrix products of ±1 codes, exact in float32, on CPU and GPU alike.
 
 Letters: Q queries, N database items, K bits, L labels.
 """
 
-import itertools
-
 import torch
-
-GATHERED = 2**21  # keys of small sets that are counted at once
 
 
 def hamming_histograms(
@@ -22,77 +19,65 @@ def hamming_histograms(
     query_chunk=64,
     database_chunk=32768,
 ):
-    """Count the database by Hamming distance from each query -> (all, relevant), (Q, K+1) int64.
+    """Count all items and the relevant items of the database at each distance from each query.
 
-    Arguments as for `retrieval.metrics.evaluate`. Distances come from products of ±1 codes, exact
-    in float32, a chunk of queries and items at a time: beside the result, memory is about
-    8·query_chunk·database_chunk bytes, or 64 MiB if that is more.
+    Arguments as for `retrieval.metrics.evaluate`. Queries and items are processed in chunks: memory
+    beside the result is about 8·query_chunk·database_chunk bytes, or 64 MiB if that is more.
+    Returns (counts, relevant_counts), both (Q, K+1) int64; column d is distance d.
     """
     chunks = query_chunk, database_chunk
     with torch.autocast(query_codes.device.type, enabled=False):  # 16-bit products would round
-        sets = relevant_sets(query_labels, database_labels)
-        all = count_all(query_codes, database_codes, *chunks)
-        return all, count_sets(query_codes, database_codes, sets, *chunks)
+        counts = count_distances(query_codes, database_codes, *chunks)
+        relevant_counts = torch.zeros_like(counts)
+        for rows, items in relevant_sets(query_labels, database_labels):
+            queries, relevant = query_codes[rows], database_codes[items]
+            relevant_counts[rows] = count_distances(queries, relevant, *chunks)
+    return counts, relevant_counts
 
 
-def count_all(queries, database, query_chunk, database_chunk):
-    """Histogram of the distances to all items: (Q, K), (N, K) bool -> (Q, K+1) int64.
+def count_distances(queries, database, query_chunk, database_chunk):
+    """Histogram of the distances from each query: (Q, K), (N, K) bool -> (Q, K+1) int64.
 
-    Where it pays, two queries share a key, d + (K+1)·d', and with it one product and one count.
+    Counting takes most of the time. Where it pays, an item is therefore counted for two queries at
+    once: the histograms of both are the marginals of their joint histogram.
     """
     bins = queries.shape[1] + 1
-    paired = bins**2 <= min(len(database), database_chunk)
-    rows = (len(queries) + 1) // 2 if paired else len(queries)
-    first, second = signs(queries[:rows]), signs(queries[len(queries) - rows :])
-    weighted = first + bins * second if paired else first
-    keys, weight = (bins**2, bins + 1) if paired else (bins, 1)
-    query_chunk = max(1, min(query_chunk, 2**23 // keys))  # keys and halves are exact in float32
-    counts = torch.zeros(2, rows, bins, dtype=torch.int64, device=queries.device)
+    group_size = queries_per_count(bins, min(len(database), database_chunk))
+    padding = queries[: -len(queries) % group_size]  # makes the number of queries even
+    groups = signs(torch.cat([queries, padding])).view(-1, group_size, bins - 1)
+    counts = torch.zeros(len(groups), group_size, bins, dtype=torch.int64, device=queries.device)
+    group_chunk = max(1, min(query_chunk, 2**23 // bins**group_size))  # keys are exact in float32
     for items in database.split(database_chunk):
         items = signs(items)
-        for start in range(0, rows, query_chunk):
-            chunk = slice(start, start + query_chunk)
-            joint = count_keys(weighted[chunk], items, keys, weight).view(-1, keys // bins, bins)
-            counts[0, chunk] += joint.sum(1)
-            if paired:
-                counts[1, chunk] += joint.sum(2)
-    overlap = 2 * rows - len(queries)  # of an odd number, one query is in both halves
-    return torch.cat([counts[0], counts[1, overlap:]]) if paired else counts[0]
+        for group, count in zip(groups.split(group_chunk), counts.split(group_chunk), strict=True):
+            joint = joint_histogram(group, items)
+            count[:, 0] += joint.sum(1)
+            if group_size == 2:
+                count[:, 1] += joint.sum(2)
+    return counts.flatten(0, 1)[: len(queries)]
 
 
-def count_keys(queries, items, keys, weight):
-    """Histogram for each query of weight·K/2 - query·item / 2, a whole number below `keys`.
+def queries_per_count(bins, items):
+    """2 where the joint histogram of two queries has no more cells than there are items, else 1."""
+    return 2 if bins**2 <= items else 1
 
-    Queries (q, K) ±1, or sums of weighted codes, weights adding up to `weight`; items (n, K) ±1.
-    Returns (q, keys) int64. Every query has its own range of keys so that one count serves all.
+
+def joint_histogram(groups, items):
+    """Number of items at each pair of distances (d₂, d₁) from the two queries of each group.
+
+    groups: (G, 2, K) ±1, or (G, 1, K) for single queries. items: (N, K) ±1.
+    Returns (G, K+1, K+1) int64, or (G, 1, K+1).
+    The key of an item is d₁ + (K+1)·d₂, one matrix product, since d = K/2 - query·item / 2. Each
+    group has its own range of keys, so that one count serves all groups.
     """
-    shift = torch.arange(len(queries), device=queries.device) * keys + weight * queries.shape[1] / 2
-    key = torch.addmm(shift[:, None], queries, items.T, alpha=-0.5)
-    return torch.bincount(key.int().flatten(), minlength=len(queries) * keys)
-
-
-def count_sets(queries, database, sets, query_chunk, database_chunk):
-    """Histogram of the distances to each query's own items -> (Q, K+1) int64.
-
-    `sets`: pairs (query rows, item rows), as `relevant_sets` yields. Keys of many small sets are
-    gathered before they are counted.
-    """
-    bins = queries.shape[1] + 1
-    signed, radius = signs(queries), torch.tensor(queries.shape[1] / 2, device=queries.device)
-    shift = torch.arange(len(queries), device=queries.device)[:, None] * bins
-    counts = torch.zeros(len(queries) * bins, dtype=torch.int64, device=queries.device)
-    keys, size = [], 0
-    for rows, matches in sets:
-        for row, match in itertools.product(rows.split(query_chunk), matches.split(database_chunk)):
-            distance = torch.addmm(radius, signed[row], signs(database[match]).T, alpha=-0.5)
-            keys.append((distance.int() + shift[row]).flatten())
-            size += len(keys[-1])
-            if size > GATHERED:
-                counts += torch.bincount(torch.cat(keys), minlength=len(counts))
-                keys, size = [], 0
-    if keys:
-        counts += torch.bincount(torch.cat(keys), minlength=len(counts))
-    return counts.view(-1, bins)
+    _, group_size, bits = groups.shape
+    bins = bits + 1
+    weights = bins ** torch.arange(group_size, device=groups.device)
+    weighted = (groups * weights[:, None]).sum(1)
+    offsets = torch.arange(len(groups), device=groups.device) * bins**group_size
+    keys = torch.addmm((offsets + weights.sum() * bits / 2)[:, None], weighted, items.T, alpha=-0.5)
+    counts = torch.bincount(keys.int().flatten(), minlength=len(groups) * bins**group_size)
+    return counts.view(len(groups), -1, bins)
 
 
 def signs(codes):
@@ -101,7 +86,7 @@ def signs(codes):
 
 
 def relevant_sets(query_labels, database_labels):
-    """Yield (rows of the queries that have the same labels, rows of their relevant items)."""
+    """Yield (rows of the queries with the same labels, rows of their relevant items)."""
     dim = 0 if query_labels.ndim == 2 else None  # None: the same for a vector, but much faster
     labels, group = torch.unique(query_labels, dim=dim, return_inverse=True)
     groups = group.argsort().split(torch.bincount(group).tolist())
@@ -117,19 +102,31 @@ def relevant_sets(query_labels, database_labels):
 
 
 def distinct_queries(codes, labels):
-    """Rows of queries of which no two have the same code and labels, and how often each occurs.
+    """One row of each set of queries that have the same code and labels, and the set's size.
 
-    Such queries share every figure. Trained codes collapse so far that this often halves the work.
-    Returns two int64 vectors. Codes are read 30 bits at a time to fit a word with the group so far.
+    Such queries have equal metrics. Trained codes often coincide, which can halve the work.
+    Returns two int64 vectors.
     """
     if labels.ndim == 1:
         group = labels.unique(return_inverse=True)[1]
     else:
         group = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
         codes = torch.cat([codes, labels], dim=1)
-    for bits in codes.split(30, dim=1):
+    for bits in codes.split(30, dim=1):  # 30 bits and the group so far fit into 64 bits
         word = (bits << torch.arange(bits.shape[1], device=codes.device)).sum(1)
         word += group << 30
-        _, group, times = word.unique(return_inverse=True, return_counts=True)
-    rows = torch.empty_like(times)
-    return rows.scatter_(0, group, torch.arange(len(codes), device=codes.device)), times
+        _, group, sizes = word.unique(return_inverse=True, return_counts=True)
+    rows = torch.empty_like(sizes)
+    return rows.scatter_(0, group, torch.arange(len(codes), device=codes.device)), sizes
+
+
+def nearest(query_codes, database_codes, count):
+    """The `count` nearest items of the database for each query, ties in database order.
+
+    query_codes: (Q, K) bool. database_codes: (N, K) bool.
+    Returns (indices, distances): (Q, min(count, N)) int64, distances in bits.
+    """
+    products = signs(query_codes) @ signs(database_codes).T
+    distances = (query_codes.shape[1] - products) / 2
+    distances, indices = torch.sort(distances, dim=1, stable=True)
+    return indices[:, :count], distances[:, :count].long()

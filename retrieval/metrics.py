@@ -1,7 +1,7 @@
-"""Retrieval metrics of binary codes, exact under Hamming ties, from histograms of distances.
+"""Retrieval metrics of binary codes under Hamming ranking, exact for tied distances.
 
-Two histograms a query, of all database items and of the relevant ones by distance, determine every
-ranking metric. `retrieval/hamming.py` counts them, `retrieval/tie_aware.py` has the closed forms.
+Two histograms per query, of all database items and of the relevant ones by distance, determine
+every metric. `retrieval/hamming.py` counts them, `retrieval/tie_aware.py` has the closed forms.
 
 Letters: Q queries, N database items, K bits, L labels.
 """
@@ -9,9 +9,15 @@ Letters: Q queries, N database items, K bits, L labels.
 import torch
 
 from retrieval.hamming import distinct_queries, hamming_histograms
-from retrieval.tie_aware import ORDERS, Ties, hits, precision_over_found, precision_sum
+from retrieval.tie_aware import (
+    ORDERS,
+    Ties,
+    num_relevant_within,
+    precision_over_found,
+    precision_sum,
+)
 
-QUERY_BLOCK = 2048  # queries whose metrics are computed at once; bounds the float64 temporaries
+QUERY_CHUNK = 2048  # queries whose metrics are computed at once; bounds the float64 temporaries
 
 
 def evaluate(
@@ -23,104 +29,129 @@ def evaluate(
     top_r=100,
     cutoffs=(1, 5, 10, 20, 50, 100),
 ):
-    """Evaluate codes by Hamming ranking -> flat dict of floats, ints, lists, ready for JSON.
+    """Evaluate binary codes by Hamming ranking.
 
-    Codes (Q, K), (N, K) bool; labels int64 (Q,), (N,), or bool (Q, L), (N, L), where items are
-    relevant to each other if they share a label. All on one device. Keys:
+    query_codes, database_codes: (Q, K) and (N, K) bool. query_labels, database_labels: int64 (Q,)
+    and (N,), or bool (Q, L) and (N, L), where items with a common label are relevant to each other.
+    All tensors are on one device. top_r: the R of the metrics at R. cutoffs: the values of N below.
+    Raises ValueError for wrong shapes or types, an empty set, and a top_r or cutoff below 1.
 
-    queries, database, bits, top_r, queries_without_relevant
-        the protocol. Queries that have no relevant item in the database stay in every mean with 0.
-    map                 average precision over all ranks ÷ relevant items in the database
-    map_at_r            ... within the top R ÷ min(R, relevant items in the database)
-    map_at_r_found      ... within the top R ÷ relevant items found in the top R (CSQ, DeepHash)
-    map_at_r_over_r     ... within the top R ÷ R (self-supervised video hashing)
-    precision_at_N      relevant items in the top N ÷ N, even where the database is smaller than N
-    recall_at_N         relevant items in the top N ÷ relevant items in the database
-    r_precision         precision at as many ranks as the query has relevant items
-    precision_radius_2  share of relevant items at distance <= 2; 0 for a query that finds none
-        Each of these is the expectation over uniformly random order within ties; the same key with
-        `_optimistic` or `_pessimistic` has the order with relevant items first or last in each tie.
+    Returns a flat dict of numbers and lists, ready for JSON. Average precision (AP) is the sum of
+    the precision at each relevant item; the four definitions of mAP divide it differently:
+
+    map                 AP over all ranks / relevant items in the database
+    map_at_r            AP within the top R / min(R, relevant items in the database)
+    map_at_r_found      AP within the top R / relevant items found in the top R (CSQ, DeepHash)
+    map_at_r_over_r     AP within the top R / R (self-supervised video hashing)
+    precision_at_N      relevant items in the top N / N, also if the database has fewer than N items
+    recall_at_N         relevant items in the top N / relevant items in the database
+    r_precision         precision at the rank that equals the number of relevant items
+    precision_radius_2  precision among the items at distance <= 2; 0 if there is none
+        Each is the mean over all queries, and the expectation over all orders of tied items. The
+        keys with `_optimistic` or `_pessimistic` rank the relevant items first or last in each
+        tie. A query without relevant items counts as 0.
     precision_by_radius, recall_by_radius, nonempty_by_radius
-        lists for radius 0..K: mean over all Q queries, an empty ball having precision 0, and the
-        share of queries whose ball is not empty (precision_by_radius ÷ it = mean over those).
+        Lists for radius 0..K: mean precision over all queries (0 where the radius holds no item),
+        mean recall, and the fraction of queries with an item within the radius.
     precision_curve_n, precision_curve
-        precision_at_N (expected) for N log-spaced up to min(database, 1000).
-    map_per_class       {label as string: mean `map` of the queries that have it}
-
-    Raises ValueError for shapes or types that do not fit, an empty set, top_r or a cutoff below 1.
+        precision_at_N for up to 30 values of N on a log scale, at most min(database, 1000).
+    map_per_class       {label as string: mean `map` of the queries with that label}
+    queries, database, bits, top_r, queries_without_relevant
+        The protocol: sizes, R, and the number of queries without relevant items.
     """
     if top_r < 1 or any(cutoff < 1 for cutoff in cutoffs):
         raise ValueError(f"top_r and cutoffs must be at least 1: {top_r}, {list(cutoffs)}")
     check_shapes(query_codes, query_labels, database_codes, database_labels)
     rows, times = distinct_queries(query_codes, query_labels)
     labels, weights = query_labels[rows], times.double()
-    all, relevant = hamming_histograms(query_codes[rows], labels, database_codes, database_labels)
-    curve = curve_depths(len(database_codes))
-    means, precisions = {}, []
-    for block in torch.arange(len(rows), device=all.device).split(QUERY_BLOCK):
-        values = query_metrics(all[block], relevant[block], top_r, cutoffs, curve)
-        precisions.append(values["map"])
+    counts, relevant = hamming_histograms(
+        query_codes[rows], labels, database_codes, database_labels
+    )
+    curve_n = log_spaced(min(len(database_codes), 1000))
+    sums, average_precision = {}, []
+    for chunk in torch.arange(len(rows), device=counts.device).split(QUERY_CHUNK):
+        values = query_metrics(counts[chunk], relevant[chunk], top_r, cutoffs, curve_n)
+        average_precision.append(values["map"])
         for key, value in values.items():
-            means[key] = means.get(key, 0) + weights[block] @ value
+            sums[key] = sums.get(key, 0) + weights[chunk] @ value
     return {
         "queries": len(query_codes),
         "database": len(database_codes),
         "bits": query_codes.shape[1],
         "top_r": top_r,
         "queries_without_relevant": int(times[relevant.sum(1) == 0].sum()),
-        **{key: (value / len(query_codes)).tolist() for key, value in means.items()},
-        "precision_curve_n": curve,
-        "map_per_class": mean_per_class(torch.cat(precisions), labels, weights),
+        **{key: (value / len(query_codes)).tolist() for key, value in sums.items()},
+        "precision_curve_n": curve_n,
+        "map_per_class": mean_per_class(torch.cat(average_precision), labels, weights),
     }
 
 
-def query_metrics(all, relevant, top_r, cutoffs, curve):
-    """Every metric of each query: {key: (Q,) or (Q, points) float64}; see `evaluate`."""
-    ties = Ties(all, relevant)
-    total = ties.relevant_until[:, -1]
-    some = total.clamp(min=1)  # denominators that leave 0 for a query without relevant
-    at_total, at_top = ties.at(total[:, None]), ties.at(total.new_full((len(total), 1), top_r))
-    at_cutoffs = ties.at(total.new_tensor(cutoffs).expand(len(total), -1))
-    whole, top = torch.full_like(total, ties.database), torch.full_like(total, top_r)
-    by_radius = ties.relevant_until / ties.all_until.clamp(min=1)
-    radius_2 = min(2, all.shape[1] - 1)
+def query_metrics(counts, relevant, top_r, cutoffs, curve_n):
+    """Every metric of each query: {key: (Q,) or (Q, points) float64}; see `evaluate`.
+
+    counts, relevant: (Q, K+1) int64, items and relevant items at each distance.
+    """
+    ties = Ties(counts, relevant)
     values = {}
     for order, suffix in ORDERS.items():
-        top_sum = precision_sum(ties, top, order)
-        metrics = {
-            "map": precision_sum(ties, whole, order) / some,
-            "map_at_r": top_sum / some.clamp(max=top_r),
-            "map_at_r_found": top_sum / hits(at_top, order)[:, 0].clamp(min=1),
-            "map_at_r_over_r": top_sum / top_r,
-            "r_precision": hits(at_total, order)[:, 0] / some,
-            "precision_radius_2": by_radius[:, radius_2],  # takes whole ties: the same in any order
-        }
-        if order == "expected":
-            metrics["map_at_r_found"] = precision_over_found(ties, at_top)
-        for cutoff, found in zip(cutoffs, hits(at_cutoffs, order).unbind(1), strict=True):
-            metrics[f"precision_at_{cutoff}"] = found / cutoff
-            metrics[f"recall_at_{cutoff}"] = found / some
-        values.update({key + suffix: value for key, value in metrics.items()})
-    values["precision_by_radius"] = by_radius
-    values["recall_by_radius"] = ties.relevant_until / some[:, None]
-    values["nonempty_by_radius"] = (ties.all_until > 0).double()
-    curve = total.new_tensor(curve)
-    values["precision_curve"] = hits(ties.at(curve.expand(len(total), -1))) / curve
+        for key, value in rank_metrics(ties, top_r, cutoffs, order).items():
+            values[key + suffix] = value
+    num_relevant = ties.relevant_until[:, -1:].clamp(min=1)
+    values["precision_by_radius"] = precision_by_radius(ties)
+    values["recall_by_radius"] = ties.relevant_until / num_relevant
+    values["nonempty_by_radius"] = (ties.counts_until > 0).double()
+    curve_n = num_relevant.new_tensor(curve_n)
+    depths = curve_n.expand(len(num_relevant), -1)
+    values["precision_curve"] = num_relevant_within(*ties.at_depth(depths)) / curve_n
     return values
 
 
-def curve_depths(database, points=30, limit=1000):
-    """Up to `points` whole numbers, log-spaced from 1 to min(database, limit)."""
-    depths = torch.logspace(0, 1, points, base=min(database, limit), dtype=torch.float64)
-    return depths.round().long().unique().tolist()
+def rank_metrics(ties, top_r, cutoffs, order):
+    """The metrics of each query that depend on the order of tied items: {key: (Q,) float64}."""
+    num_relevant = ties.relevant_until[:, -1]
+    at_least_1 = num_relevant.clamp(min=1)  # as a denominator it leaves 0 where there is none
+    depth_r = torch.full_like(num_relevant, top_r)
+    all_ranks = torch.full_like(num_relevant, ties.num_items)
+    radius_2 = min(2, ties.counts.shape[1] - 1)
+    depths = [num_relevant, depth_r, *(torch.full_like(depth_r, n) for n in cutoffs)]
+    tie, m = ties.at_depth(torch.stack(depths, dim=1))
+    found_total, found_r, *found_at_cutoffs = num_relevant_within(tie, m, order).unbind(1)
+    sum_at_r = precision_sum(ties, depth_r, order)
+    if order == "expected":
+        map_at_r_found = precision_over_found(ties, depth_r)
+    else:
+        map_at_r_found = sum_at_r / found_r.clamp(min=1)
+    metrics = {
+        "map": precision_sum(ties, all_ranks, order) / at_least_1,
+        "map_at_r": sum_at_r / at_least_1.clamp(max=top_r),
+        "map_at_r_found": map_at_r_found,
+        "map_at_r_over_r": sum_at_r / top_r,
+        "r_precision": found_total / at_least_1,
+        "precision_radius_2": precision_by_radius(ties)[:, radius_2],  # whole ties: any order
+    }
+    for cutoff, found in zip(cutoffs, found_at_cutoffs, strict=True):
+        metrics[f"precision_at_{cutoff}"] = found / cutoff
+        metrics[f"recall_at_{cutoff}"] = found / at_least_1
+    return metrics
+
+
+def precision_by_radius(ties):
+    """Precision among the items at distance <= d, 0 where there is none: (Q, K+1)."""
+    return ties.relevant_until / ties.counts_until.clamp(min=1)
+
+
+def log_spaced(most, points=30):
+    """Up to `points` whole numbers from 1 to `most` on a log scale."""
+    numbers = torch.logspace(0, 1, points, base=most, dtype=torch.float64)
+    return numbers.round().long().unique().tolist()
 
 
 def mean_per_class(values, labels, weights):
-    """Weighted mean of `values` (Q,) over queries with each label -> {label as string: float}."""
+    """Weighted mean of `values` (Q,) over the queries with each label: {label as string: float}."""
     if labels.ndim == 1:
         names, index = labels.unique(return_inverse=True)
-        empty = torch.zeros(len(names), dtype=values.dtype, device=values.device)
-        means = empty.index_add(0, index, values * weights) / empty.index_add(0, index, weights)
+        zeros = torch.zeros(len(names), dtype=values.dtype, device=values.device)
+        means = zeros.index_add(0, index, values * weights) / zeros.index_add(0, index, weights)
     else:
         names = labels.any(0).nonzero()[:, 0]
         member = labels[:, names].T.double()
@@ -139,8 +170,8 @@ def check_shapes(query_codes, query_labels, database_codes, database_labels):
                 f"{name}_codes must be a non-empty (items, bits) bool tensor, not "
                 f"{tuple(codes.shape)} {codes.dtype}: see retrieval.codes.binarize"
             )
-        kind = {1: torch.int64, 2: torch.bool}.get(labels.ndim)
-        if labels.dtype != kind or len(labels) != len(codes):
+        dtype = {1: torch.int64, 2: torch.bool}.get(labels.ndim)
+        if labels.dtype != dtype or len(labels) != len(codes):
             raise ValueError(
                 f"{name}_labels must be ({len(codes)},) int64 or ({len(codes)}, labels) bool, not "
                 f"{tuple(labels.shape)} {labels.dtype}"
@@ -153,5 +184,5 @@ def check_shapes(query_codes, query_labels, database_codes, database_labels):
     if query_labels.shape[1:] != database_labels.shape[1:]:
         raise ValueError(
             f"query labels {tuple(query_labels.shape)} and database labels "
-            f"{tuple(database_labels.shape)} are not of one kind"
+            f"{tuple(database_labels.shape)} must both be vectors, or both (items, labels)"
         )

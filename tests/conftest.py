@@ -1,22 +1,24 @@
-"""Paths, and the real scripts run as a user runs them."""
+"""Fixtures that many files use, and the marks that tests get by the fixtures they use."""
 
-import multiprocessing
+import itertools
 import os
-import runpy
-import subprocess
-import sys
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from helpers import EXTRACT, ROOT, Process, run_main, train_command
 
 from datasets.synthetic import make_dataset
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", ROOT.parent / "shared" / "data"))
 
 
-EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark the tests that start scripts, which `make test-fast` leaves out."""
+    for item in items:
+        if {"run_script", "start_script"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.scripts)
 
 
 @pytest.fixture(scope="session")
@@ -31,49 +33,35 @@ def data():
     return path_of
 
 
-# Scripts run in processes forked from one that has imported PyTorch and the like and done nothing
-# else: importing them takes three seconds, which a hundred runs would each spend.
-os.environ |= {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["train", "test", "search", "make_splits", "torch._dynamo", "matplotlib.pyplot"]
-)
-
-
-def run_as_main(arguments, cwd, output, error):
-    """What `python ARGUMENTS` does, in a process of its own."""
-    multiprocessing.set_start_method("fork", force=True)  # Linux's default before Python 3.14
-    os.chdir(cwd or ROOT)
-    for path, stream in ((output, 1), (error, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = list(arguments)
-    sys.path.insert(0, str(ROOT))
-    script = arguments[0] if cwd in (None, ROOT) else str(ROOT / arguments[0])
-    runpy.run_path(script, run_name="__main__")
-
-
 @pytest.fixture(scope="session")
 def run_script(tmp_path_factory):
-    """A function that runs a script of the repository in a process and checks its exit status."""
-    folder = tmp_path_factory.mktemp("output")
+    """A function that runs a script of the repository and checks its exit status."""
+    folder, number = tmp_path_factory.mktemp("output"), itertools.count()
 
-    def run(*arguments, status=0, cwd=ROOT):
-        arguments = tuple(map(str, arguments))
-        if arguments[0] == "-m":
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment,
-                                    capture_output=True, text=True)  # fmt: skip
-        else:
-            paths = folder / "out", folder / "err"
-            process = SERVER.Process(target=run_as_main, args=(arguments, cwd, *paths))
-            process.start()
-            process.join()
-            texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
-            result = SimpleNamespace(returncode=process.exitcode, stdout=texts[0], stderr=texts[1])
-        assert result.returncode == status, result.stdout + result.stderr
-        return result
+    def run(*arguments, status=0, patch=None, **environment):
+        """patch: function called in the script's process before the script."""
+        arguments = tuple(map(str, arguments)), patch
+        process = Process(run_main, arguments, folder / str(next(number)), environment)
+        assert process.wait() == status, process.output()
+        return process
 
     return run
+
+
+@pytest.fixture
+def start_script(tmp_path):
+    """A function that starts a script; what still runs at the end of the test is killed."""
+    processes = []
+
+    def start(*arguments, patch=None, **environment):
+        folder = tmp_path / f"process{len(processes)}"
+        arguments = tuple(map(str, arguments)), patch
+        processes.append(Process(run_main, arguments, folder, environment))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +69,39 @@ def demo(tmp_path_factory, run_script):
     """A small demo data set, extracted and split: its folder."""
     root = tmp_path_factory.mktemp("demo")
     make_dataset(root, classes=3, groups=5, videos=30, test_groups=1)
+    extract_and_split(root, run_script)
+    return root
+
+
+def extract_and_split(root, run_script):
     run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
                *EXTRACT)  # fmt: skip
     run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",
                "--frames", root / "frames", "--output", root / "splits")  # fmt: skip
-    return root
+
+
+@pytest.fixture(scope="session")
+def drawn_videos(tmp_path_factory):
+    """Folder of 45 videos of 40 to 60 frames in three classes."""
+    root = tmp_path_factory.mktemp("drawn")
+    make_dataset(root, classes=3, groups=5, videos=45, test_groups=1)
+    return root / "videos"
+
+
+@pytest.fixture
+def few_videos(drawn_videos, tmp_path):
+    """A copy of four of the videos, which a test may change."""
+    for video in sorted(drawn_videos.glob("*/*_c01.avi"))[:4]:
+        copy = tmp_path / "videos" / video.relative_to(drawn_videos)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(video, copy)
+    return tmp_path / "videos"
+
+
+@pytest.fixture(scope="session")
+def trained(demo, run_script):
+    """The run folder of the small training on the demo data, which no test changes."""
+    run = demo / "run"
+    process = run_script(*train_command(demo, run))
+    (run / "stdout.txt").write_text(process.stdout)
+    return run

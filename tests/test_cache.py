@@ -22,10 +22,10 @@ def data(tmp_path):
     return FrameDataset(["a", "b", "c"], [0, 1, 1], tmp_path, clip_frames=5)
 
 
-@pytest.mark.parametrize("place", ["disk", "ram", "device"])
-def test_cached_clips_are_those_of_the_frame_folders(data, tmp_path, place):
+@pytest.mark.parametrize("location", ["disk", "ram", "device"])
+def test_cached_clips_are_those_of_the_frame_folders(data, tmp_path, location):
     path = build_cache(data, 12, tmp_path / "cache", workers=2)
-    cached = CachedDataset(data, path, place, CPU)
+    cached = CachedDataset(data, path, location, CPU)
     items = [1, 0, (2, 77), (2, 78), (0, 77)]
     clips, labels = cached.__getitems__(items)
     assert clips.dtype == torch.uint8 and clips.shape == (5, 5, 8, 12, 3)
@@ -48,7 +48,7 @@ def test_a_cache_is_found_again_and_never_stale(data, tmp_path):
     write_frames(data.root / "b", range(10, 22))  # extracted anew, under the same name
     second = build_cache(data, 12, folder, 1)
     assert second != first
-    assert np.array_equal(np.load(second)[1, 0], data.read(1, lambda _: [0])[0])
+    assert np.array_equal(np.load(second)[1, 0], data.read(1, 12)[0])
 
 
 def test_a_failure_leaves_no_cache(data, tmp_path):
@@ -61,7 +61,7 @@ def test_a_failure_leaves_no_cache(data, tmp_path):
 def test_what_does_not_fit_is_refused_with_the_sizes(data, tmp_path, monkeypatch):
     path = build_cache(data, 12, tmp_path / "cache", 1)
     monkeypatch.setattr("datasets.cache._free_memory", lambda: 100)
-    with pytest.raises(SplitError, match="--cache ram: the clips take 0.0 GB.*--cache disk"):
+    with pytest.raises(SplitError, match="--cache ram: the clips need 0.0 GB.*--cache disk"):
         CachedDataset(data, path, "ram", CPU)
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)

@@ -6,7 +6,13 @@ import pickle
 import pytest
 import torch
 
-from utils.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
+from utils.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from utils.files import atomic_write
 
 
@@ -57,3 +63,47 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(CheckpointError) as error:
             load_checkpoint(tmp_path / f"{name}.pt")
         assert f"{name}.pt" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_folder_means_best_or_else_last(tmp_path, capsys):
+    save_checkpoint(tmp_path / "last.pt", {})
+    assert find_checkpoint(tmp_path) == tmp_path / "last.pt"
+    save_checkpoint(tmp_path / "best.pt", {})
+    assert find_checkpoint(str(tmp_path)) == tmp_path / "best.pt"
+    assert capsys.readouterr().err.splitlines() == [
+        f"using {tmp_path / 'last.pt'}",
+        f"using {tmp_path / 'best.pt'}",
+    ]
+    assert find_checkpoint(tmp_path / "last.pt") == tmp_path / "last.pt"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "problem", "suggested"),
+    [
+        ("runs/dmo/best.pt", "no such checkpoint", "runs/demo/best.pt"),
+        ("run/demo/best.pt", "no such checkpoint", "runs/demo/best.pt"),
+        ("runs/demo/bst.pt", "no such checkpoint", "runs/demo/best.pt"),
+        ("runs/other", "no such checkpoint", "runs/other2/last.pt"),
+        ("runs", "no best.pt or last.pt in this folder", "runs/demo/best.pt"),
+        ("runs/empty", "no best.pt or last.pt in this folder", "runs/demo/best.pt"),
+    ],
+)
+def test_a_missing_checkpoint_is_refused_with_a_similar_one(
+    path, problem, suggested, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("runs/demo/best.pt", {})
+    save_checkpoint("runs/demo/last.pt", {})
+    save_checkpoint("runs/other2/last.pt", {})
+    os.mkdir("runs/empty")
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint(path)
+    assert str(error.value) == f"{path}: {problem}; did you mean {suggested}?"
+
+
+def test_without_a_checkpoint_near_there_is_no_suggestion(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("best.pt", "runs/demo", "/no/such/file.pt"):
+        with pytest.raises(CheckpointError, match="no such checkpoint$"):
+            find_checkpoint(path)

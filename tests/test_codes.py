@@ -81,7 +81,9 @@ def test_saved_codes_load_again(tmp_path):
     values = torch.where(torch.from_numpy(BITS), 0.5, -0.5).double()
     labels, names = torch.from_numpy(LABELS), [f"käse/{i} v.avi" for i in range(9)]
     path = tmp_path / "new" / "codes.npz"
-    save_codes(path, values[:4], labels[:4], names[:4], values[4:], labels[4:], names[4:])
+    items = {"query_codes": values[:4], "database_codes": values[4:]}
+    items |= {"query_labels": labels[:4], "database_labels": labels[4:]}
+    save_codes(path, items | {"query_names": names[:4], "database_names": names[4:]})
     result = load_codes(path)
     assert torch.equal(result["query_codes"], torch.from_numpy(BITS[:4]))
     assert torch.equal(result["database_labels"], labels[4:])
@@ -100,45 +102,49 @@ def test_binarize():
 
 SIGNS = np.where(BITS, 1.0, -1.0)
 PACKED = np.packbits(BITS, axis=1)
+
+
+def codes(array):
+    """The first four items as queries, the others as database."""
+    return {"query_codes": array[:4], "database_codes": array[4:]}
+
+
+def labels(queries, database):
+    return {"query_labels": queries[:4], "database_labels": database[4:]}
+
+
 REFUSED = [
-    ("missing array", {"query_labels": None}, None, "lacks query_labels"),
+    ("missing array", {"query_labels": None}, None, "query_labels missing"),
     ("codes of one axis", {"query_codes": SIGNS[0]}, None, r"must be \(items, bits\)"),
     ("empty codes", {"query_codes": SIGNS[:0]}, None, "not empty"),
-    ("text codes", {"query_codes": SIGNS[:4].astype(str)}, None, "real numbers"),
-    ("complex codes", {"query_codes": SIGNS[:4] * 1j}, None, "real numbers"),
+    ("text codes", {"query_codes": SIGNS[:4].astype(str)}, None, "must be numbers or bool"),
+    ("complex codes", {"query_codes": SIGNS[:4] * 1j}, None, "must be numbers or bool"),
     ("objects", {"query_codes": SIGNS[:4].astype(object)}, None, "without objects"),
     ("NaN", {"query_codes": np.where(SIGNS[:4] > 0, np.nan, 0)}, None, "query_codes contains NaN"),
     ("infinity", {"database_codes": SIGNS[4:] * np.inf}, None, "database_codes contains NaN or"),
-    ("bits differ", {"query_codes": SIGNS[:4, :8]}, None, "8 wide, database_codes 12"),
-    ("label count", {"query_labels": LABELS[:3]}, None, "has 4 items, query_labels 3"),
+    ("bits differ", {"query_codes": SIGNS[:4, :8]}, None, "8 columns, database_codes 12"),
+    ("label count", {"query_labels": LABELS[:3]}, None, "has 4 rows, query_labels 3"),
     ("label column", {"query_labels": LABELS[:4, None]}, None, "must both be"),
-    ("label columns", {"query_labels": LABELS[:4, None], "database_labels": LABELS[4:, None]}, None,
-     "no class to share"),
-    ("label width", {"query_labels": MULTI[:4, :2], "database_labels": MULTI[4:]}, None,
-     "must both be"),
+    ("label columns", labels(LABELS[:, None], LABELS[:, None]), None, "fewer than two labels"),
+    ("label width", labels(MULTI[:, :2], MULTI), None, "must both be"),
     ("label fractions", {"query_labels": LABELS[:4] + 0.5}, None, "whole numbers"),
     ("label NaN", {"query_labels": LABELS[:4] * np.nan}, None, "whole numbers"),
     ("label text", {"query_labels": LABELS[:4].astype(str)}, None, "whole numbers"),
-    ("label matrix", {"query_labels": 2 * MULTI[:4], "database_labels": MULTI[4:]}, None,
-     "holds only 0 and 1"),
+    ("label matrix", labels(2 * MULTI, MULTI), None, "holds only 0 and 1"),
     ("name count", {"query_names": np.array(["a"])}, None, "query_names must be 4 strings"),
     ("name type", {"query_names": np.arange(4)}, None, "query_names must be 4 strings"),
-    ("integers", {"query_codes": np.full((4, 12), 7)}, None, "from -1 to 7 are no codes"),
-    ("no signs", {"query_codes": BITS[:4] * 0.9, "database_codes": BITS[4:] * 0.9}, None,
-     "0.5 for sigmoid"),
-    ("wrong bits", {}, 16, "12 wide, not 16, and only uint8"),
-    ("packed, no bits", {"query_codes": PACKED[:4], "database_codes": PACKED[4:]}, None, "--bits"),
-    ("packed, more bits", {"query_codes": PACKED[:4], "database_codes": PACKED[4:]}, 24,
-     "packed they are 3 wide"),
-    ("packed, fewer bits", {"query_codes": PACKED[:4] | 255, "database_codes": PACKED[4:]}, 12,
-     "set after bit 12"),
-    ("packed, no width", {"query_codes": PACKED[:4], "database_codes": PACKED[4:]}, 0, "hold no 0"),
-]  # fmt: skip
+    ("integers", {"query_codes": np.full((4, 12), 7)}, None, "from -1 to 7 are not codes"),
+    ("no signs", codes(BITS * 0.9), None, "0.5 for sigmoid"),
+    ("wrong bits", {}, 16, "12 columns, not 16"),
+    ("packed, no bits", codes(PACKED), None, "--bits"),
+    ("packed, more bits", codes(PACKED), 24, "hold 24 bits, which take 3"),
+    ("packed, fewer bits", codes(PACKED | 255), 12, "set after bit 12"),
+    ("packed, no width", codes(PACKED), 0, "hold 0 bits"),
+]
 
 
-@pytest.mark.parametrize(("changes", "bits", "message"), [case[1:] for case in REFUSED],
-                         ids=[case[0] for case in REFUSED])  # fmt: skip
-def test_refusals(tmp_path, changes, bits, message):
+@pytest.mark.parametrize(("case", "changes", "bits", "message"), REFUSED)
+def test_refusals(tmp_path, case, changes, bits, message):
     path = write(tmp_path / "codes.npz", SIGNS, **changes)
     with pytest.raises(ValueError, match=message) as error:
         load_codes(path, bits=bits)
@@ -163,5 +169,5 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     for name, content in contents.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="not a whole .npz"):
+        with pytest.raises(ValueError, match="damaged or not an .npz"):
             load_codes(path)

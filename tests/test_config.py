@@ -5,7 +5,6 @@ import argparse
 import pytest
 
 from configs import flags
-from datasets.cache import CACHE_LOCATIONS
 from losses import DISTANCES, MINING
 from models import BACKBONES
 from utils.argtypes import number
@@ -139,4 +138,3 @@ def test_the_defaults_are_those_of_ucf101_without_its_weights():
 def test_the_choices_are_those_of_the_packages():
     assert set(flags.BACKBONES) == set(BACKBONES)
     assert set(flags.MINING) == set(MINING) and set(flags.DISTANCES) == set(DISTANCES)
-    assert set(flags.CACHE_LOCATIONS) == set(CACHE_LOCATIONS)

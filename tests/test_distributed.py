@@ -1,19 +1,35 @@
-"""Two Gloo processes against one with the same global batch."""
+"""Several Gloo processes against one with the same global batch."""
 
 import json
-import os
-import socket
+import sys
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from test_chain import same_weights, train_command, weights
+from helpers import TORCHRUN, read_log, run_main, same_weights, start_ranks, train_command, weights
+from torch import nn
 
 from losses import batch_all_triplet_loss
 from models import build_model
+from retrieval import encode
 from utils import distributed
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+pytestmark = pytest.mark.scripts
+
+
+def run_ranks(count, folder, function):
+    """What `function()` returns in each of `count` processes: a list."""
+    for process in start_ranks(count, folder, call_and_save, function, folder):
+        assert process.wait() == 0, process.output()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def call_and_save(function, folder):
+    with distributed.together():
+        distributed.start("cpu")
+        torch.save(function(), folder / f"{distributed.rank()}.pt")
+
+
+# ==== the batch ====
 
 
 def global_batch():
@@ -21,66 +37,53 @@ def global_batch():
     return torch.randn(12, 3, 16, 16, 16), torch.arange(12) // 3
 
 
-def loss_and_gradients(rank, ranks):
-    """One backward pass of this process's share of the batch, as train.py does it."""
+def loss_and_gradients():
+    """One backward pass of this process's clips of the batch, as train.py does it."""
     clips, labels = global_batch()
     torch.manual_seed(1)
     model = build_model("c3d", 16, width=0.0625).double().eval()  # no batch normalisation
     network = distributed.data_parallel(model)
-    codes = network(clips[rank::ranks].double())
-    codes, labels = distributed.gather_batch(codes, labels[rank::ranks])
+    own = slice(distributed.rank(), None, distributed.world_size())
+    codes, labels = distributed.gather_batch(network(clips[own].double()), labels[own])
     loss, stats = batch_all_triplet_loss(codes, labels, 4.0)
     (loss * distributed.world_size()).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     return loss.item(), {k: v.item() for k, v in stats.items()}, gradients
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def one_of_two(rank, port, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
-    torch.set_num_threads(1)
-    with distributed.together():
-        distributed.start("cpu")
-        rows = torch.arange(rank, 7, 2)[:, None] * torch.ones(1, 3)
-        content = {
-            "result": loss_and_gradients(rank, 2),
-            "gathered": distributed.gather_rows(rows, 7),
-            "few": distributed.gather_rows(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
-            "any": [
-                distributed.async_any([rank == 1, False])(),
-                distributed.async_any([False, rank == 0])(),
-            ],
-            "main": distributed.is_main(),
-        }
-        torch.save(content, f"{folder}/{rank}.pt")
+def exchange():
+    rank, count = distributed.rank(), distributed.world_size()
+    rows = torch.arange(rank, 7, count)[:, None] * torch.ones(1, 3)
+    return {
+        "loss": loss_and_gradients(),
+        "gathered": distributed.gather_rows(rows, 7),
+        "few": distributed.gather_rows(torch.full((1, 1), 5.0) if rank == 0 else None, 1),
+        "any": [
+            distributed.async_any([rank == 1, False])(),
+            distributed.async_any([False, rank == 0])(),
+        ],
+        "main": distributed.is_main(),
+    }
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """What each of two processes computed."""
-    folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(one_of_two, (free_port(), str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_ranks(2, tmp_path_factory.mktemp("two"), exchange)
 
 
 def test_loss_and_gradients_are_those_of_one_process(two):
-    loss, stats, gradients = loss_and_gradients(0, 1)
+    loss, stats, gradients = loss_and_gradients()
     assert 0 < stats["active"] <= stats["valid"]
     for process in two:
-        their_loss, their_stats, their_gradients = process["result"]
+        their_loss, their_stats, their_gradients = process["loss"]
         assert their_loss == pytest.approx(loss, abs=1e-6) and their_stats == stats
         for name, gradient in gradients.items():
             assert gradient.abs().max() > 0, name
             torch.testing.assert_close(their_gradients[name], gradient, rtol=1e-6, atol=1e-9)
 
 
-def test_shares_come_back_in_order_without_padding(two):
+def test_rows_come_back_in_order_without_padding(two):
     for process in two:
         assert process["gathered"].tolist() == [[float(i)] * 3 for i in range(7)]
         assert process["few"].tolist() == [[5.0]], "one process has no row"
@@ -88,26 +91,96 @@ def test_shares_come_back_in_order_without_padding(two):
     assert [process["main"] for process in two] == [True, False]
 
 
+# ==== batch normalisation ====
+
+
+def train_statistics():
+    """Five steps on batches of each process's own; the last layer is frozen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[2].eval()
+    network = distributed.data_parallel(model)
+    for step in range(5):
+        torch.manual_seed(100 * step + distributed.rank())
+        network(torch.randn(6, 4) + distributed.rank()).sum().backward()
+        distributed.average_statistics(network)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_processes_have_the_mean_of_their_statistics(count, tmp_path):
+    """Running means are linear in the batches: their mean is that of processes left alone."""
+    states = run_ranks(count, tmp_path, train_statistics)
+    expected = []
+    for rank in range(count):
+        layer = nn.BatchNorm1d(4)
+        for step in range(5):
+            torch.manual_seed(100 * step + rank)
+            layer(torch.randn(6, 4) + rank)
+        expected.append(layer.state_dict())
+    assert not torch.allclose(expected[0]["running_mean"], expected[1]["running_mean"], atol=0.1)
+    for state in states:
+        assert same_weights(states[0], state), "every bit, or ranks validate different networks"
+        for name in ("running_mean", "running_var"):
+            mean = torch.stack([layer[name] for layer in expected]).mean(0)
+            torch.testing.assert_close(state[f"0.{name}"], mean, rtol=1e-5, atol=1e-6)
+        assert torch.equal(state["2.running_mean"], torch.zeros(4)), "frozen"
+        assert torch.equal(state["2.running_var"], torch.ones(4)), "frozen"
+
+
+# ==== the scripts ====
+
+
 def test_torchrun_trains_and_tests_as_one(demo, tmp_path, run_script):
-    """Odd numbers of videos, so that shares differ in size; then one process reads the run."""
+    """Odd numbers of videos, so that processes have unequal numbers of them."""
     run = tmp_path / "run"
-    result = run_script(*TORCHRUN, *train_command(demo, run, "--cache", "disk", "--eval-every", 1))
-    assert result.stdout.count("val mAP") == 3  # only one process prints
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["epoch"] for record in records] == [0, 1, 2]
-    run_script(*TORCHRUN, "test.py", "--checkpoint", run / "last.pt", "--output", tmp_path / "two")
-    run_script("test.py", "--checkpoint", run / "last.pt", "--output", tmp_path / "one")
+    command = train_command(demo, run, "--cache", "disk", "--eval-every", 1)
+    result = run_script(*TORCHRUN, 2, *command)
+    assert result.stdout.count("val mAP") == 3, "only one process prints"
+    assert [record["epoch"] for record in read_log(run)] == [0, 1, 2]
+    tested = "test.py", "--checkpoint", run / "last.pt", "--pictures", 0, "--output"
+    run_script(*TORCHRUN, 2, *tested, tmp_path / "two")
+    run_script(*tested, tmp_path / "one")
     one, two = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
     )
     assert one == two and one["queries"] == 6
 
-    before = weights(run / "last.pt")
-    run_script(*TORCHRUN, *train_command(demo, run, "--cache", "disk", "--eval-every", 1))
-    assert same_weights(before, weights(run / "last.pt"))
+
+def run_train_ranks(count, folder, command, patch=None):
+    """Run train.py as torchrun does, in processes that have imported PyTorch: their outputs."""
+    processes = start_ranks(count, folder, run_main, tuple(map(str, command)), patch)
+    return [(process.wait(), process.output()) for process in processes]
 
 
-def test_batches_that_two_processes_cannot_share_are_refused(demo, tmp_path, run_script):
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_processes_validate_the_network_that_is_saved(count, demo, tmp_path):
+    """Also: the finished run stays as it is."""
+    command = train_command(demo, tmp_path / "run", "--epochs", 1, "--workers", 0)
+    ended = run_train_ranks(count, tmp_path, command, save_validated_weights)
+    assert [status for status, _ in ended] == [0] * count, ended
+    saved = weights(tmp_path / "run" / "best.pt")
+    for rank in range(count):
+        state = torch.load(tmp_path / "run" / f"validated{rank}.pt", weights_only=True)
+        assert same_weights(state, saved)
+    ended = run_train_ranks(count, tmp_path / "again", command)
+    assert [status for status, _ in ended] == [0] * count and "resuming" in ended[0][1]
+    assert same_weights(weights(tmp_path / "run" / "best.pt"), saved)
+
+
+def save_validated_weights():
+    """Have each process save the weights that it validates into the run folder."""
+    build_encoder = encode.build_encoder
+
+    def save_and_build(model, *rest):
+        run = sys.argv[sys.argv.index("--output") + 1]
+        torch.save(model.state_dict(), f"{run}/validated{distributed.rank()}.pt")
+        return build_encoder(model, *rest)
+
+    encode.build_encoder = save_and_build
+
+
+def test_batches_that_two_processes_cannot_divide_are_refused(demo, tmp_path):
     command = train_command(demo, tmp_path / "run", "--classes-per-batch", 3)
-    error = run_script(*TORCHRUN, *command, status=1).stderr
-    assert "3 x 3 clips cannot be divided among 2 processes" in error
+    for status, output in run_train_ranks(2, tmp_path, command):
+        assert status == 1 and "3 x 3 clips cannot be divided among 2 processes" in output

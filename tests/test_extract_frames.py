@@ -11,6 +11,8 @@ import pytest
 import extract_frames
 from datasets.synthetic import write_clip
 from datasets.video import VideoError, even_positions, read_video
+from datasets.video_files import find_class_videos
+from utils.errors import UserError
 
 HARD_NAMES = [
     "plain",
@@ -23,7 +25,7 @@ HARD_NAMES = [
 
 
 def write_numbered(path, frames, side=64):
-    """A video whose frame i has the grey level i (mod 200), so that a frame tells its index."""
+    """A video whose frame i has the grey level i (mod 200), so that a frame shows its index."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(
         str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25, (side, side)
@@ -121,8 +123,8 @@ def test_shards_divide_the_videos(videos, tmp_path, run_script):
 def test_every_frame_is_kept_on_request(tmp_path, run_script):
     write_numbered(tmp_path / "videos" / "c" / "v.avi", 23)
     frames = tmp_path / "frames"
-    run_script("extract_frames.py", "--videos", tmp_path / "videos", "--frames", frames,
-               "--num-frames", 0, "--size", 16, 16)  # fmt: skip
+    command = ["extract_frames.py", "--videos", tmp_path / "videos", "--frames", frames]
+    run_script(*command, "--num-frames", 0, "--size", 16, 16)
     assert len(list((frames / "c" / "v").glob("*.jpg"))) == 23
 
 
@@ -147,20 +149,20 @@ def test_videos_that_differ_only_in_suffix_do_not_overwrite_each_other(tmp_path)
     for name in ("a.avi", "a.mp4", "b.avi"):
         (videos / "c").mkdir(parents=True, exist_ok=True)
         (videos / "c" / name).touch()
-    plan = extract_frames.plan_folders(extract_frames.find_videos(videos), frames)
+    plan = extract_frames.plan_folders(find_class_videos(videos)[0], frames)
     assert [str(f.relative_to(frames)) for f in plan.values()] == ["c/a.avi", "c/a.mp4", "c/b"]
 
     (frames / "c" / "a").mkdir(parents=True)  # from a run before a.mp4 was there
-    with pytest.raises(SystemExit, match="could be of either"):
-        extract_frames.plan_folders(extract_frames.find_videos(videos), frames)
+    with pytest.raises(UserError, match="could be of either"):
+        extract_frames.plan_folders(find_class_videos(videos)[0], frames)
 
 
 def test_a_folder_without_videos_is_refused(tmp_path):
     write_clip(tmp_path / "top_level.avi", "Sliding", 0, 0)
-    with pytest.raises(SystemExit, match="<class>/<name>"):
-        extract_frames.find_videos(tmp_path)
-    with pytest.raises(SystemExit, match="no such folder"):
-        extract_frames.find_videos(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="<class>/<name>"):
+        find_class_videos(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        find_class_videos(tmp_path / "nowhere")
 
 
 def test_files_that_are_passed_over_are_counted(videos, tmp_path, run_script):
@@ -170,9 +172,9 @@ def test_files_that_are_passed_over_are_counted(videos, tmp_path, run_script):
     (videos / "clap" / "notes.txt").touch()
     (videos / "clap" / ".hidden").touch()
     command = ["extract_frames.py", "--videos", videos, "--frames", videos / "frames"]
-    line = "6 videos done, 0 already there, 0 failed; 3 other files passed over\n"
+    line = "6 videos done, 0 already there, 0 failed; 3 other files ignored\n"
     assert run_script(*command).stdout == line
-    again = "0 videos done, 6 already there, 0 failed; 3 other files passed over\n"
+    again = "0 videos done, 6 already there, 0 failed; 3 other files ignored\n"
     assert run_script(*command).stdout == again, "the frames, in the same folder, are not counted"
 
 

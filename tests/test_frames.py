@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.frames import FrameDataset, even_positions, jittered_positions, list_frames
+from datasets.frames import FrameDataset, clip_positions, list_frames
 from datasets.splits import SplitError, read_split
 
 
@@ -36,13 +36,13 @@ def test_a_clip_is_uint8_rgb_with_its_label(tmp_path):
 
 @pytest.mark.parametrize(("available", "wanted"), [(32, 16), (33, 16), (16, 16), (5, 16), (1, 4)])
 def test_positions_cover_the_video_in_order(available, wanted):
-    even = even_positions(available, wanted)
+    even = clip_positions(available, wanted)
     assert len(even) == wanted and even.min() >= 0 and even.max() < available
     assert (np.diff(even) >= 0).all()
     assert abs(even.mean() - (available - 1) / 2) <= 0.5
     segments = np.arange(wanted) * available / wanted
     for seed in range(20):
-        drawn = jittered_positions(available, wanted, np.random.default_rng(seed))
+        drawn = clip_positions(available, wanted, seed)
         assert (drawn >= np.floor(segments)).all()
         assert (drawn < np.maximum(segments + available / wanted, drawn.min() + 1)).all()
         assert drawn.max() < available

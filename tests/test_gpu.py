@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -194,7 +193,7 @@ def check_near(mixed, single):
 
 
 def import_search(monkeypatch):
-    """search.py; its Encoder needs neither Faiss nor PyAV, so these may be absent."""
+    """search.py; its encoder needs neither Faiss nor PyAV, so these may be absent."""
     for name in ("faiss", "av", "av.filter", "av.video", "av.video.reformatter"):
         if importlib.util.find_spec(name.partition(".")[0]) is None:
             monkeypatch.setitem(sys.modules, name, MagicMock())
@@ -205,11 +204,11 @@ def test_searching_in_mixed_precision_gives_nearly_the_codes_of_float32(data, tr
     search = import_search(monkeypatch)
     names, labels = read_split(data / "splits" / "train.txt", 3)
     frames = FrameDataset(names, labels, data / "frames", 16)
-    clips = [frames[i][0].numpy() for i in range(len(frames))]
+    clips = torch.stack([frames[i][0] for i in range(len(frames))])
     device, values = torch.device(DEVICE), []
     for amp in (True, False):
-        encoder = search.Encoder(trained / "last.pt", Namespace(device=device, amp=amp))
-        values.append(encoder(clips).cpu().numpy())
+        encoder = search.load_encoder(trained / "last.pt", device, amp)
+        values.append(encoder.encode(clips).cpu().numpy())
     check_near(*values)
 
 

@@ -9,15 +9,15 @@ from retrieval import index as index_module
 from retrieval.index import (
     Index,
     IndexFileError,
-    append,
+    append_to_journal,
+    encoded_videos,
     journal_path,
-    known_videos,
     write_index,
 )
 from utils.errors import UserError
 from utils.files import file_lock
 
-FACTS = {"bits": 12, "checkpoint_sha256": "ab"}
+METADATA = {"bits": 12, "checkpoint_sha256": "ab"}
 
 
 def videos_of(codes):
@@ -60,17 +60,17 @@ def test_videos_are_kept_with_their_codes_whatever_their_names(tmp_path):
     records = videos_of(codes)
     for record, name in zip(records, names, strict=True):
         record["path"] = name
-    write_index(tmp_path, FACTS, records)
+    write_index(tmp_path, METADATA, records)
     index = Index(tmp_path)
     assert [index.video(row)["path"] for row in range(6)] == sorted(names)
-    known = known_videos(tmp_path, FACTS)
+    known = encoded_videos(tmp_path, METADATA)
     assert [known[name]["code"] for name in names] == [record["code"] for record in records]
 
 
 def test_reranking_is_by_the_distance_to_the_real_valued_query(tmp_path):
     rng = np.random.default_rng(0)
     codes = rng.random((100, 12)) < 0.5
-    write_index(tmp_path, FACTS, videos_of(codes))
+    write_index(tmp_path, METADATA, videos_of(codes))
     values = rng.uniform(-1, 1, 12).astype(np.float32)
     index = Index(tmp_path)
     rows = index.search(values[None] >= 0, 30)[0][0]
@@ -80,26 +80,26 @@ def test_reranking_is_by_the_distance_to_the_real_valued_query(tmp_path):
 
 def test_journals_survive_a_line_cut_short(tmp_path):
     tmp_path.joinpath("index").mkdir()
-    path = journal_path(tmp_path / "index", FACTS, 0)
+    path = journal_path(tmp_path / "index", METADATA, 0)
     records = videos_of(np.eye(12, dtype=bool))
     with open(path, "a", encoding="ascii") as journal:
-        append(journal, records[:5])
+        append_to_journal(journal, records[:5])
     whole = path.read_text(encoding="ascii")
     path.write_text(whole[:-9], encoding="ascii")  # a kill in the last line
     with open(path, "a", encoding="ascii") as journal:
-        append(journal, records[5:7])
-    assert list(known_videos(tmp_path / "index", FACTS)) == [
+        append_to_journal(journal, records[5:7])
+    assert list(encoded_videos(tmp_path / "index", METADATA)) == [
         r["path"] for r in records[:4] + records[5:7]
     ]
-    assert known_videos(tmp_path / "index", {**FACTS, "bits": 13}) == {}, "another encoder's"
+    assert encoded_videos(tmp_path / "index", {**METADATA, "bits": 13}) == {}, "another encoder's"
 
 
 def test_writing_again_leaves_one_generation_and_no_journal_but_foreign_files(tmp_path):
     codes = np.eye(12, dtype=bool)
-    write_index(tmp_path, FACTS, videos_of(codes))
-    journal_path(tmp_path, FACTS, 0).write_text("")
+    write_index(tmp_path, METADATA, videos_of(codes))
+    journal_path(tmp_path, METADATA, 0).write_text("")
     (tmp_path / "notes.jsonl").write_text("mine")
-    write_index(tmp_path, FACTS, videos_of(codes[:7]))
+    write_index(tmp_path, METADATA, videos_of(codes[:7]))
     assert len(Index(tmp_path)) == 7
     kinds = sorted(path.suffix for path in tmp_path.iterdir())
     assert kinds == [".faiss", ".json", ".jsonl", ".jsonl"] and (tmp_path / "notes.jsonl").exists()
@@ -108,11 +108,11 @@ def test_writing_again_leaves_one_generation_and_no_journal_but_foreign_files(tm
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "index.json").unlink(), "no index"),
+        (lambda folder: (folder / "index.json").unlink(), "not an index folder"),
         (lambda folder: (folder / "index.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "index.json").write_text("[]"), "damaged"),
-        (lambda folder: set_fact(folder, format=99), "later version"),
-        (lambda folder: set_fact(folder, count=3), "differ in length"),
+        (lambda folder: set_metadata(folder, format=99), "later version"),
+        (lambda folder: set_metadata(folder, count=3), "differ in length"),
         (lambda folder: next(folder.glob("*.faiss")).write_bytes(b""), "damaged"),
         (lambda folder: next(folder.glob("*.faiss")).write_bytes(b"IBxF" * 5), "damaged"),
         (lambda folder: cut(next(folder.glob("*.faiss"))), "damaged"),
@@ -121,13 +121,13 @@ def test_writing_again_leaves_one_generation_and_no_journal_but_foreign_files(tm
     ],
 )
 def test_damaged_indexes_are_refused(tmp_path, damage, message):
-    write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)))
+    write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)))
     damage(tmp_path)
     with pytest.raises(IndexFileError, match=message):
         Index(tmp_path)
 
 
-def set_fact(folder, **metadata):
+def set_metadata(folder, **metadata):
     path = folder / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **metadata}))
 
@@ -138,23 +138,23 @@ def cut(path):
 
 def test_a_folder_that_is_no_index_is_left_alone(tmp_path):
     (tmp_path / "holiday.txt").write_text("mine")
-    with pytest.raises(IndexFileError, match="is no index"):
-        known_videos(tmp_path, FACTS)
-    with pytest.raises(IndexFileError, match="is no index"):
-        known_videos(tmp_path / "holiday.txt", FACTS)
-    write_index(tmp_path / "index", FACTS, videos_of(np.eye(12, dtype=bool)))
+    with pytest.raises(IndexFileError, match="is not an index"):
+        encoded_videos(tmp_path, METADATA)
+    with pytest.raises(IndexFileError, match="is not an index"):
+        encoded_videos(tmp_path / "holiday.txt", METADATA)
+    write_index(tmp_path / "index", METADATA, videos_of(np.eye(12, dtype=bool)))
     with pytest.raises(IndexFileError, match="another checkpoint"):
-        known_videos(tmp_path / "index", {**FACTS, "checkpoint_sha256": "cd"})
+        encoded_videos(tmp_path / "index", {**METADATA, "checkpoint_sha256": "cd"})
 
 
 def test_an_index_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypatch):
-    write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)))
+    write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)))
     whole = index_module.read_metadata
 
     def read_and_replace(folder):
         metadata = whole(folder)
         monkeypatch.setattr(index_module, "read_metadata", whole)
-        write_index(tmp_path, FACTS, videos_of(np.eye(12, dtype=bool)[:5]))
+        write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)[:5]))
         return metadata
 
     monkeypatch.setattr(index_module, "read_metadata", read_and_replace)
@@ -164,7 +164,7 @@ def test_an_index_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypat
 def test_a_folder_is_locked_for_one_run_at_a_time(tmp_path):
     path = tmp_path / "index.lock"
     with file_lock(path):
-        with pytest.raises(UserError, match="another run is at work"), file_lock(path, seconds=0):
+        with pytest.raises(UserError, match="another run is using it"), file_lock(path, seconds=0):
             pass
         with file_lock(tmp_path / "other.lock"):
             pass

@@ -6,24 +6,29 @@ import pytest
 
 import make_splits
 from datasets.splits import read_split
+from utils.errors import UserError
 
 UCF101 = "splits/ucfTrainTestlist"
 HMDB51 = "splits/testTrainMulti_7030_splits"
 
 
 def split(tmp_path, *flags):
-    """Run main on `flags`; the lists as {part: [(name, label)]} and the class names."""
+    """Run main on `flags`; the lists as {"train": [(name, label)], ...} and the class names."""
     parser = make_splits.build_parser()
     make_splits.main(parser.parse_args([*map(str, flags), "--output", str(tmp_path / "splits")]))
     classes = (tmp_path / "splits" / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    parts = ("train", "val", "test")
-    lists = {p: read_split(tmp_path / "splits" / f"{p}.txt", len(classes)) for p in parts}
-    return {p: list(zip(*lists[p], strict=True)) for p in parts}, classes
+    splits = ("train", "val", "test")
+    lists = {p: read_split(tmp_path / "splits" / f"{p}.txt", len(classes)) for p in splits}
+    return {p: list(zip(*lists[p], strict=True)) for p in splits}, classes
 
 
 def official(tmp_path, annotations, dataset, fold, *flags):
-    return split(tmp_path, "--dataset", dataset, "--annotations", annotations, "--fold", fold,
-                 "--frames", tmp_path, "--no-check-frames", *flags)  # fmt: skip
+    lists = "--dataset", dataset, "--annotations", annotations, "--fold", fold
+    return split(tmp_path, *lists, "--frames", tmp_path, "--no-check-frames", *flags)
+
+
+def split_folder(tmp_path, *flags):
+    return split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames", *flags)
 
 
 def make_tree(root, names, frames=2):
@@ -48,9 +53,9 @@ def test_official_counts(tmp_path, data, dataset, folder, fold, train, test):
     lists, classes = official(tmp_path, data(folder), dataset, fold, "--val-fraction", 0)
     assert (len(lists["train"]), len(lists["val"]), len(lists["test"])) == (train, 0, test)
     assert len(classes) == {"ucf101": 101, "hmdb51": 51}[dataset]
-    for part in ("train", "test"):
-        assert {label for _, label in lists[part]} == set(range(len(classes)))
-        for name, label in lists[part]:
+    for subset in ("train", "test"):
+        assert {label for _, label in lists[subset]} == set(range(len(classes)))
+        for name, label in lists[subset]:
             assert name.split("/")[0] == classes[label]
 
 
@@ -66,7 +71,7 @@ def test_validation_takes_whole_groups_of_every_class(tmp_path, data, dataset, f
 
     train, val, test = ({group(name) for name, _ in lists[p]} for p in ("train", "val", "test"))
     assert not train & val and not val & test and not train & test
-    total = Counter(label for part in ("train", "val") for _, label in lists[part])
+    total = Counter(label for subset in ("train", "val") for _, label in lists[subset])
     held = Counter(label for _, label in lists["val"])
     assert set(held) == set(range(len(classes)))
     assert all(0.04 <= held[c] / total[c] <= 0.16 for c in total)
@@ -84,8 +89,8 @@ def test_the_seed_chooses_the_groups(tmp_path, data):
 def test_folder_with_named_test_groups(tmp_path):
     names = [f"{c}/{i}_{i % 10}_x" for c in ("hug", "kick it") for i in range(20)]
     make_tree(tmp_path / "frames", names)
-    lists, classes = split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames",
-                           "--group-pattern", r"_(\d+)_", "--test-groups", "3,7")  # fmt: skip
+    groups = "--group-pattern", r"_(\d+)_", "--test-groups", "3,7"
+    lists, classes = split_folder(tmp_path, *groups)
     groups = {p: {name.split("_")[1] for name, _ in lists[p]} for p in lists}
     assert classes == ["hug", "kick it"]
     assert groups["test"] == {"3", "7"} and len(lists["test"]) == 8
@@ -95,7 +100,7 @@ def test_folder_with_named_test_groups(tmp_path):
 
 def test_folder_without_a_pattern_splits_by_class(tmp_path, capsys):
     make_tree(tmp_path / "frames", [f"{c}/v{i}" for c in "abc" for i in range(20)])
-    lists, _ = split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames")
+    lists, _ = split_folder(tmp_path)
     assert Counter(label for _, label in lists["test"]) == {0: 4, 1: 4, 2: 4}
     assert Counter(label for _, label in lists["val"]) == {0: 2, 1: 2, 2: 2}
     assert "every video is its own group" in capsys.readouterr().out
@@ -103,8 +108,7 @@ def test_folder_without_a_pattern_splits_by_class(tmp_path, capsys):
 
 def test_the_last_group_of_a_class_stays_in_train(tmp_path):
     make_tree(tmp_path / "frames", ["a/v_1_0", "a/v_1_1", "b/v_1_0", "b/v_2_0"])
-    lists, _ = split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames",
-                     "--group-pattern", r"_(\d+)_", "--test-fraction", 0.9)  # fmt: skip
+    lists, _ = split_folder(tmp_path, "--group-pattern", r"_(\d+)_", "--test-fraction", 0.9)
     assert {label for _, label in lists["train"]} == {0, 1}
 
 
@@ -127,7 +131,7 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
     lists, _ = split(tmp_path, *flags, "--allow-missing")
     assert [len(lists[p]) for p in ("train", "val", "test")] == [3, 0, 1]
     flags[flags.index(frames)] = tmp_path / "elsewhere"
-    with pytest.raises(make_splits.AnnotationError, match="no training video has a frame folder"):
+    with pytest.raises(UserError, match="no frame folder of any video; no such folder"):
         split(tmp_path, *flags, "--allow-missing")
 
 
@@ -135,8 +139,14 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--dataset", "ucf101"], "needs --annotations"),
-        (["--dataset", "ucf101", "--annotations", "nowhere"], "no such file"),
-        (["--dataset", "hmdb51", "--annotations", "nowhere"], "point --annotations"),
+        (
+            ["--dataset", "ucf101", "--annotations", "nowhere"],
+            "nowhere: no such folder",
+        ),
+        (
+            ["--dataset", "hmdb51", "--annotations", "nowhere"],
+            "nowhere: no such folder",
+        ),
         (["--dataset", "folder", "--test-groups", "9"], "no video has the group '9'"),
         (["--dataset", "folder", "--group-pattern", "x"], "does not match the video"),
         (["--dataset", "folder", "--group-pattern", "("], "unterminated"),
@@ -144,5 +154,5 @@ def test_missing_and_incomplete_frame_folders_are_refused(tmp_path, capsys):
 )
 def test_mistakes_end_in_one_line(tmp_path, flags, message):
     make_tree(tmp_path / "frames", ["a/v1", "a/v2"])
-    with pytest.raises(make_splits.AnnotationError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         split(tmp_path, *flags, "--frames", tmp_path / "frames")

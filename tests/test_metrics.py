@@ -117,14 +117,12 @@ def test_every_metric_matches_all_orders(top_r, multi_label):
 
 
 def test_extreme_orders_do_not_bound_precision_over_found():
-    """Relevance 1 | 0 0 1 at R = 2: luck puts a relevant item in, or leaves AP at 1."""
-    all, relevant = torch.tensor([[0, 4]]), torch.tensor([[0, 1]])
-    ties = Ties(all, relevant)
-    value = precision_over_found(ties, ties.at(torch.tensor([[2]])))
+    """One relevant item first, then a tie of 1 relevant and 2 other items, cut at R = 3."""
+    ties = Ties(counts=torch.tensor([[0, 4]]), relevant=torch.tensor([[0, 1]]))
+    value = precision_over_found(ties, torch.tensor([2]))
     assert value.item() == pytest.approx((1 + 1 / 2) / 4)
-    all, relevant = torch.tensor([[1, 3]]), torch.tensor([[1, 1]])
-    ties = Ties(all, relevant)
-    value = precision_over_found(ties, ties.at(torch.tensor([[3]]))).item()
+    ties = Ties(counts=torch.tensor([[1, 3]]), relevant=torch.tensor([[1, 1]]))
+    value = precision_over_found(ties, torch.tensor([3])).item()
     assert value == pytest.approx((1 + 1 + (1 + 2 / 3) / 2) / 3)
     case = [torch.tensor(x) for x in ([[True]], [0], [[True]] + [[False]] * 3, [0, 0, 1, 1])]
     result = evaluate(*case, top_r=3, cutoffs=(1,))
@@ -193,11 +191,11 @@ def test_histograms_do_not_depend_on_chunks(bits, multi_label):
     else:
         relevance = labels[0][:, None] == labels[1]
     every_bin = torch.arange(bits + 1)
-    all = (distances[:, :, None] == every_bin).sum(1)
+    counts = (distances[:, :, None] == every_bin).sum(1)
     relevant = ((distances[:, :, None] == every_bin) & relevance[:, :, None]).sum(1)
     for chunks in ({}, {"query_chunk": 5, "database_chunk": 7}, {"database_chunk": 300}):
         result = hamming_histograms(*case, **chunks)
-        assert torch.equal(result[0], all) and torch.equal(result[1], relevant)
+        assert torch.equal(result[0], counts) and torch.equal(result[1], relevant)
         assert result[0].dtype == result[1].dtype == torch.int64
 
 
@@ -222,8 +220,7 @@ def test_large_databases_keep_their_digits():
         return r / n * math.fsum((found + 1 + (ranks - 1) * slope) / (before + ranks))
 
     assert value == pytest.approx(tie(before, found, 0, 0) + tie(n, r, before, found), rel=1e-9)
-    cut = ties.at(torch.tensor([[before + n // 2]]))
-    whole = precision_over_found(ties, cut).item()
+    whole = precision_over_found(ties, torch.tensor([before + n // 2])).item()
     half = precision_sum(ties, torch.tensor([before + n // 2])).item() / (found + r / 2)
     assert whole == pytest.approx(half, rel=1e-5)  # here the denominator hardly varies
 
@@ -240,19 +237,19 @@ def test_result_is_json_and_flat():
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("position", "value", "message"),
     [
         (0, torch.zeros(4, 2), "bool tensor"),
         (2, torch.zeros(0, 2, dtype=torch.bool), "non-empty"),
         (0, torch.zeros(4, 3, dtype=torch.bool), "3 bits, database codes have 2"),
         (1, torch.zeros(5, dtype=torch.int64), r"query_labels must be \(4,\)"),
         (1, torch.zeros(4), "int64"),
-        (1, torch.zeros(4, 3, dtype=torch.bool), "not of one kind"),
+        (1, torch.zeros(4, 3, dtype=torch.bool), "must both be vectors"),
     ],
 )
-def test_wrong_tensors_are_refused(place, value, message):
+def test_wrong_tensors_are_refused(position, value, message):
     case = list(random_case(0))
-    case[place] = value
+    case[position] = value
     with pytest.raises(ValueError, match=message):
         evaluate(*case)
 

@@ -1,7 +1,10 @@
 """The page of results: in a real browser, and with names that try to be HTML."""
 
+import base64
+import hashlib
 import re
 import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -61,17 +64,57 @@ def browser():
 def test_previews_are_animated_webp():
     uri = preview(moving_frames())
     assert uri.startswith("data:image/webp;base64,UklGR")
-    import base64
-
     data = base64.b64decode(uri.partition(",")[2])
     assert data.count(b"ANMF") == 6
 
 
+class PageReader(HTMLParser):
+    """The tags of a page, and the text inside each kind of tag."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.open = [], {}, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag in ("h1", "h2", "small", "b", "td", "style", "script"):
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        if self.open[-1:] == [tag]:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts[self.open[-1]][-1] += data
+
+
 def test_the_page_is_self_contained_and_escapes_every_name(tmp_path):
     write_page(tmp_path / "page.html", HOSTILE[0], hostile_searches(), [(HOSTILE[2], 0.5)])
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<script") == 1 and "<img src=x" not in page and "0.500" in page
-    assert not re.search(r"""(src|href)=["']?(https?:|//)""", page)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["']?(https?:|//)""", text)
+    page = PageReader(text)
+    names = [name.replace("\udcff", "\\udcff") for name in HOSTILE]
+    assert page.texts["h1"] == [names[0]] and page.texts["td"] == [names[2], "0.500"]
+    assert page.texts["h2"] == [names[0], "query two", "mAP by class"]
+    assert all(name in page.texts["small"] for name in names)
+    assert page.texts["b"][0].removeprefix("✓ ") == HOSTILE[0][:20]
+    assert page.texts["small"].count("1 · 1 bit") == 1, "one bit is no plural"
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert all(list(attributes) == ["src", "alt"] for attributes in pictures)
+
+
+def test_the_content_policy_allows_the_style_and_script_of_the_page_alone(tmp_path):
+    write_page(tmp_path / "page.html", "title", hostile_searches())
+    page = PageReader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    policy = next(tag["content"] for _, tag in page.tags if "http-equiv" in tag)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for tag in ("style", "script"):
+        (content,) = page.texts[tag]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1200, "light")])

@@ -1,5 +1,6 @@
 """Worker processes: every job is answered, whatever happens to its process."""
 
+import faulthandler
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ def behave(job):
     if job == "hang":
         time.sleep(60)
     if job == "segfault":
+        faulthandler.disable()  # pytest's handler would print every thread's stack
         os.kill(os.getpid(), signal.SIGSEGV)
     if job == "leave":
         os._exit(3)
@@ -45,8 +47,8 @@ def test_a_crash_or_a_hang_costs_one_job():
     failures = {job: failure for job, result, failure in answers if result is None}
     assert failures == {
         "hang": "took longer than 1 seconds",
-        "segfault": "the process that read it was ended by SIGSEGV",
-        "leave": "the process that read it was ended with status 3",
+        "segfault": "its worker process was killed by SIGSEGV",
+        "leave": "its worker process exited with status 3",
         "wrong": "a reason",
         "raise": "MemoryError: too large",
     }
@@ -80,7 +82,7 @@ def test_a_process_killed_in_the_middle_of_its_answer_costs_one_job():
         yield "whole"
 
     results = {job: rest for job, *rest in run_jobs(answer_at_length, jobs(), 2, seconds=10)}
-    assert results["half"] == [None, "the process that read it was ended by SIGKILL"]
+    assert results["half"] == [None, "its worker process was killed by SIGKILL"]
     assert len(results["whole"][0]) == 50_000_000 and results["whole"][1] is None
 
 
@@ -96,12 +98,12 @@ def work(job):
     return "x" * 1_000_000, None
 
 if sys.argv[2] == "connection":
-    workers.end_with_parent = lambda: None
+    process_pool.end_with_parent = lambda: None
 if sys.argv[3] == "spawn":
-    process_pool.CONTEXT = workers.multiprocessing.get_context("spawn")
+    process_pool.CONTEXT = process_pool.multiprocessing.get_context("spawn")
 if __name__ == "__main__":
     jobs = ["leave", *range(1, 100)] if sys.argv[4] == "once" else range(0, 10**9, 3)
-    for _ in workers.run_jobs(work, jobs, 2, 60): pass
+    for _ in process_pool.run_jobs(work, jobs, 2, 60): pass
 """
 
 
@@ -109,9 +111,9 @@ def start_main(folder, seconds, way, method, leave="once"):
     """A process of its own group, with two workers; each of them writes its process id first."""
     (folder / "main.py").write_text(MAIN)
     command = [sys.executable, folder / "main.py", str(seconds), way, method, leave]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment,
-                            stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    options["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, start_new_session=True, **options)
 
 
 def wait_for_the_end(group, seconds):
@@ -122,24 +124,21 @@ def wait_for_the_end(group, seconds):
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_end_at_once_when_the_main_process_is_killed(method, tmp_path):
-    """In the middle of a long job; one of them has replaced a worker that left."""
-    main = start_main(tmp_path, 60, "signal", method)
-    assert len({main.stdout.readline() for _ in range(3)}) == 3
-    main.kill()
-    wait_for_the_end(main.pid, seconds=2)
-    main.communicate()
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_without_the_signal_workers_end_with_their_job(method, tmp_path):
-    """Also when another worker, forked later, is alive and holds a copy of the connection."""
-    main = start_main(tmp_path, 0.5, "connection", method)
+@pytest.mark.parametrize(
+    ("way", "job_seconds", "limit"),
+    [pytest.param("signal", 60, 2, marks=linux_only), ("connection", 0.5, 10)],
+    ids=["signal: in the middle of a job", "connection: after the job"],
+)
+def test_workers_end_when_the_main_process_is_killed(way, job_seconds, limit, method, tmp_path):
+    """One of them was forked later, after a crash, and could hold a copy of the connection."""
+    main = start_main(tmp_path, job_seconds, way, method)
     assert len({main.stdout.readline() for _ in range(3)}) == 3
     main.kill()
-    wait_for_the_end(main.pid, seconds=10)
+    wait_for_the_end(main.pid, limit)
     main.communicate()
 
 

@@ -8,10 +8,8 @@ import pytest
 
 CLASSES = ("Biking", "BoxingSpeedBag", "Diving", "JavelinThrow")
 SIZE = (48, 64)
-TINY = [
-    "--clip-frames", 8, "--size", 32, "--width", 0.125, "--bits", 16, "--epochs", 1,
-    "--warmup-epochs", 0, "--classes-per-batch", 4, "--clips-per-class", 2, "--workers", 1,
-]  # fmt: skip
+TINY = "--clip-frames 8 --size 32 --width 0.125 --bits 16 --epochs 1 --warmup-epochs 0"
+TINY += " --classes-per-batch 4 --clips-per-class 2 --workers 1"
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +25,11 @@ def chain(data, tmp_path_factory, run_script):
         videos = sorted((sample / name).iterdir())
         for video in (videos[0], *videos[-2:]):
             (root / "videos" / name / video.name).symlink_to(video.resolve())
-    run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
-               "--num-frames", 8, "--size", *SIZE, "--workers", 2)  # fmt: skip
-    result = run_script("make_splits.py", "--dataset", "ucf101", "--annotations", lists, "--frames",
-                        root / "frames", "--output", root / "splits", "--val-fraction", 0,
-                        "--allow-missing")  # fmt: skip
+    command = ["extract_frames.py", "--videos", root / "videos", "--frames", root / "frames"]
+    run_script(*command, "--num-frames", 8, "--size", *SIZE, "--workers", 2)
+    command = ["make_splits.py", "--dataset", "ucf101", "--annotations", lists]
+    command += ["--frames", root / "frames", "--output", root / "splits"]
+    result = run_script(*command, "--val-fraction", 0, "--allow-missing")
     assert "13308 of 13320 videos have no complete frame folder" in result.stdout
     assert "note: 97 of 101 classes have no training video, so 0 test videos" in result.stdout
     return root
@@ -48,14 +46,18 @@ def read_with_opencv(path):
 def test_frames_are_those_of_their_own_video_in_order(chain):
     videos = sorted((chain / "videos").glob("*/*"))
     folders = [chain / "frames" / video.parent.name / video.stem for video in videos]
-    clips = [np.stack([cv2.imread(str(path)) for path in sorted(folder.glob("*.jpg"))])
-             for folder in folders]  # fmt: skip
+    clips = [
+        np.stack([cv2.imread(str(path)) for path in sorted(folder.glob("*.jpg"))])
+        for folder in folders
+    ]
     expected = [read_with_opencv(video) for video in videos]
     distances = np.array([[np.abs(c - e).mean() for e in expected] for c in clips])  # (12, 12)
     backwards = np.array([np.abs(c - e[::-1]).mean() for c, e in zip(clips, expected, strict=True)])
     own, others = distances.diagonal(), distances[~np.eye(len(videos), dtype=bool)]
-    print(f"\nmean differences in grey levels: own video at most {own.max():.2f}, "
-          f"others at least {others.min():.2f}, own backwards {backwards.min():.2f}")  # fmt: skip
+    print(
+        f"\nmean differences in grey levels: own video at most {own.max():.2f}, "
+        f"others at least {others.min():.2f}, own backwards {backwards.min():.2f}"
+    )
     assert len(videos) == 12 and own.max() < 4 and others.min() > 12  # JPEG alone makes 2 to 3
     assert (backwards > 1.5 * own).all()
 
@@ -63,19 +65,19 @@ def test_frames_are_those_of_their_own_video_in_order(chain):
 def test_lists_agree_with_the_official_ones(chain, data):
     lists = data("splits/ucfTrainTestlist")
     number = dict(line.split()[::-1] for line in (lists / "classInd.txt").read_text().splitlines())
-    for part in ("train", "test"):
-        text = (lists / f"{part}list01.txt").read_text()
+    for split in ("train", "test"):
+        text = (lists / f"{split}list01.txt").read_text()
         official = {line.split()[0] for line in text.splitlines() if line.strip()}
-        ours = (chain / "splits" / f"{part}.txt").read_text().splitlines()
-        assert len(ours) == {"train": 8, "test": 4}[part]
+        ours = (chain / "splits" / f"{split}.txt").read_text().splitlines()
+        assert len(ours) == {"train": 8, "test": 4}[split]
         for name, label in (line.rsplit(" ", 1) for line in ours):
             assert f"{name}.avi" in official
             assert int(label) == int(number[name.split("/")[0]]) - 1
 
 
 def test_an_epoch_of_training_and_the_retrieval_after_it(chain, run_script):
-    run_script("train.py", "--config", "configs/folder.yaml", "--frames", chain / "frames",
-               "--splits", chain / "splits", "--output", chain / "run", *TINY)  # fmt: skip
+    folders = "--frames", chain / "frames", "--splits", chain / "splits", "--output", chain / "run"
+    run_script("train.py", "--config", "configs/folder.yaml", *folders, *TINY.split())
     run_script("test.py", "--checkpoint", chain / "run" / "last.pt")
     metrics = json.loads((chain / "run" / "test" / "metrics.json").read_text())
     assert (metrics["queries"], metrics["database"], metrics["bits"]) == (4, 8, 16)

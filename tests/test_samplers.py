@@ -55,7 +55,7 @@ def test_batches_are_a_function_of_seed_and_epoch():
 
 def test_ranks_divide_the_global_batch():
     whole = list(PKBatchSampler(UNEQUAL, 3, 4, seed=2))
-    parts = [list(PKBatchSampler(UNEQUAL, 3, 4, 2, rank=r, ranks=2)) for r in range(2)]
+    parts = [list(PKBatchSampler(UNEQUAL, 3, 4, 2, rank=r, world_size=2)) for r in range(2)]
     for batch, first, second in zip(whole, *parts, strict=True):
         assert len(first) == len(second) == 6
         assert sorted(batch) == sorted(first + second)
@@ -70,7 +70,7 @@ def test_an_epoch_can_be_entered_in_the_middle():
 
 def test_batches_that_ranks_cannot_share_are_refused():
     with pytest.raises(ValueError, match="divided among 4 processes"):
-        PKBatchSampler(UNEQUAL, 3, 2, ranks=4)
+        PKBatchSampler(UNEQUAL, 3, 2, world_size=4)
 
 
 def test_too_few_classes_are_refused():
@@ -93,4 +93,4 @@ def test_random_batches_are_a_function_of_seed_and_epoch_and_cover_the_list_once
     assert [a[0::2] for a in first] == ranks[0] and [a[1::2] for a in first] == ranks[1]
     for size, count in ((27, 1), (9, 2)):
         with pytest.raises(ValueError, match="lower --classes-per-batch"):
-            RandomBatchSampler(labels, size, ranks=count)
+            RandomBatchSampler(labels, size, world_size=count)

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 from datasets.synthetic import class_names, make_dataset
-from datasets.video import find_videos
+from datasets.video_files import find_videos
 from models import build_initial_model
 from utils.checkpoint import save_checkpoint
 
@@ -33,8 +33,15 @@ def write_checkpoint(path, bits=12, seed=0):
     }
     model, network, normalisation, _ = build_initial_model(settings)
     preprocessing = {"clip_frames": 4, "frame_size": [32, 32], "size": 28, "crop": 0.9}
-    save_checkpoint(path, {"network": network, "model": model.state_dict(), "classes": CLASSES,
-                           "preprocessing": preprocessing | normalisation})  # fmt: skip
+    save_checkpoint(
+        path,
+        {
+            "network": network,
+            "model": model.state_dict(),
+            "classes": CLASSES,
+            "preprocessing": preprocessing | normalisation,
+        },
+    )
     return path
 
 
@@ -59,8 +66,8 @@ def videos(tmp_path):
 
 
 def index_command(checkpoint, videos, output, *more):
-    return ["search.py", "index", "--checkpoint", checkpoint, "--videos", videos,
-            "--output", output, "--workers", 2, "--device", "cpu", *more]  # fmt: skip
+    paths = ["--checkpoint", checkpoint, "--videos", videos, "--output", output]
+    return ["search.py", "index", *paths, "--workers", 2, "--device", "cpu", *more]
 
 
 def query_command(index, *videos):
@@ -92,7 +99,7 @@ def test_indexing_is_incremental(checkpoint, videos, tmp_path, run_script):
     shutil.copy(changed, videos / "new.avi")
     third = run_script(*command)
     assert "14 videos in" in third.stdout
-    assert "2 encoded, 12 already there, 1 no longer there, 0 failed" in third.stdout
+    assert "2 encoded, 12 already there, 1 removed, 0 failed" in third.stdout
     fresh = tmp_path / "fresh"
     run_script(*index_command(checkpoint, videos, fresh, "--batch-size", 5))
     assert content(fresh) == content(tmp_path / "index")
@@ -136,7 +143,30 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     assert page.read_text().count("data:image/webp") == 5 + 50
 
 
-def test_a_part_of_a_query_and_reranking(checkpoint, videos, tmp_path, run_script):
+def test_a_run_folder_means_its_best_checkpoint(checkpoint, videos, tmp_path, run_script):
+    index = tmp_path / "index"
+    made = run_script(*index_command(checkpoint.parent, videos, index), status=1)
+    assert f"using {checkpoint}\n" in made.stderr
+    assert json.loads((index / "index.json").read_text())["checkpoint"] == str(checkpoint)
+    command = query_command(index, next((videos / CLASSES[0]).iterdir()))
+    moved = tmp_path / "moved"
+    shutil.copytree(checkpoint.parent, moved)
+    found = run_script(*command, "--checkpoint", moved)
+    assert f"using {moved / 'best.pt'}\n" in found.stderr
+    assert json.loads(found.stdout) == json.loads(run_script(*command).stdout)
+
+
+def test_an_index_without_its_checkpoint_says_so(videos, tmp_path, run_script):
+    checkpoint, index = write_checkpoint(tmp_path / "run" / "best.pt"), tmp_path / "index"
+    run_script(*index_command(checkpoint, videos, index), status=1)
+    checkpoint.rename(tmp_path / "moved.pt")
+    command = query_command(index, next((videos / CLASSES[0]).iterdir()))
+    error = run_script(*command, status=1).stderr
+    assert f"its checkpoint {checkpoint} is missing; if it was moved, set --checkpoint" in error
+    run_script(*command, "--checkpoint", tmp_path / "moved.pt")
+
+
+def test_a_time_range_of_a_query_and_reranking(checkpoint, videos, tmp_path, run_script):
     run_script(*index_command(checkpoint, videos, tmp_path / "index"), status=1)
     video = next((videos / CLASSES[1]).iterdir())
     command = query_command(tmp_path / "index", video)
@@ -162,11 +192,17 @@ def test_mistakes_are_one_line(checkpoint, videos, tmp_path, run_script):
     cases = [
         (moved, "made with another checkpoint"),
         (index_command(other, videos, index), "made with another checkpoint"),
-        (index_command(checkpoint, videos, videos), "is no index"),
+        (index_command(checkpoint, videos, videos), "exists, but is not an index"),
         (index_command(checkpoint, tmp_path / "empty", index), "no video there"),
         (index_command(checkpoint, tmp_path / "none", index), "no such folder"),
         (index_command(tmp_path / "no.pt", videos, index), "no such checkpoint"),
-        (query_command(tmp_path, video), "no index"),
+        (index_command(videos, videos, index), "no best.pt or last.pt in this folder"),
+        (index_command(checkpoint, videos, video / "index"), "Not a directory"),
+        (query_command(videos, video), f"`search.py index` makes; did you mean {index}?"),
+        (query_command(checkpoint, video), "not an index folder"),
+        (query_command(index, videos), "is not a file"),
+        ([*query_command(index, video), "--html", videos], "is a folder; name a file"),
+        ([*query_command(index, video), "--html", video / "x.html"], "Not a directory"),
         (query_command(index, tmp_path / "no.avi"), "No such file"),
         (query_command(index, videos / "damaged.avi"), "cannot be opened as a video"),
     ]
@@ -182,8 +218,9 @@ def kill_and_repeat(command, output, kills, delays, whole):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command, killed = [sys.executable, *map(str, command)], 0
     while killed < kills:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         size = journal_size(output)
         while process.poll() is None and journal_size(output) == size:
             time.sleep(0.01)
@@ -222,7 +259,15 @@ def test_an_index_made_with_kills_equals_one_made_in_one_go(
 def test_two_processes_share_the_work(checkpoint, videos, tmp_path, run_script):
     run_script(*index_command(checkpoint, videos, tmp_path / "one"), status=1)
     command = index_command(checkpoint, videos, tmp_path / "two")
-    result = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2,
-                        "--master-port", 29617, *command, status=1)  # fmt: skip
+    result = run_script(
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        2,
+        "--master-port",
+        29617,
+        *command,
+        status=1,
+    )
     assert "14 encoded" in result.stdout
     assert content(tmp_path / "one") == content(tmp_path / "two")

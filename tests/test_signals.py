@@ -1,86 +1,85 @@
 """Signals as terminals, `timeout`, SLURM and torchrun send them: to every process of a run."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT
-from test_chain import same_weights, train_command, weights
+from helpers import (
+    TORCHRUN,
+    run_main,
+    same_weights,
+    start_ranks,
+    train_command,
+    wait_for_output,
+    wait_for_step,
+    weights,
+)
+
+import losses
+from retrieval import encode
 
 SOURCES = {
     "folders": ("--workers", 2),
     "cache": ("--workers", 2, "--cache", "disk", "--cache-frames", 8),
 }
-LAUNCHERS = {
-    "alone": (),
-    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-}
+LAUNCHERS = {"alone": (), "torchrun": (*TORCHRUN, 2)}
 EPOCHS = 12
 
 
 def command_of(demo, run, launcher, source):
-    flags = train_command(demo, run, *SOURCES[source], "--clips-per-class", 2, "--epochs", EPOCHS,
-                          "--eval-every", EPOCHS)  # fmt: skip
-    return [sys.executable, *LAUNCHERS[launcher], *map(str, flags)]
+    flags = "--clips-per-class", 2, "--epochs", EPOCHS, "--eval-every", EPOCHS
+    command = train_command(demo, run, *SOURCES[source], *flags)
+    return tuple(map(str, (*LAUNCHERS[launcher], *command)))
 
 
-def start(command, log):
-    """The command as the leader of a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as output:
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment,
-                                start_new_session=True)  # fmt: skip
+def position(run):
+    """(epoch, batch) of the last checkpoint."""
+    state = torch.load(run / "last.pt", weights_only=True)["training"]
+    return state["epoch"], state["batch"]
 
 
-def wait_for_step(run, process, log):
-    """Wait until the run has begun to train, which its first checkpoint shows."""
-    while not (run / "last.pt").exists():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.02)
+def signal_group(process, run, number, wait):
+    """Signal the whole group of a run that trains. Returns whether it stopped in the middle.
 
-
-def signal_group(command, run, number, wait, log):
-    """Start a run and, when it trains, signal its whole group. Returns its output.
-
-    Asserts that the run left by itself with its state saved, unless it had finished before.
+    Asserts that the run ended by itself with its state saved, unless it had finished before.
     """
-    process = start(command, log)
-    wait_for_step(run, process, log)
+    wait_for_step(run, process)
     time.sleep(wait)
-    saved = torch.load(run / "last.pt", weights_only=True)["training"]
-    os.killpg(process.pid, number)
-    status, output = process.wait(timeout=60), log.read_text()
-    if status == 0:  # it was through
-        return output
+    saved = position(run)
+    process.signal(number)
+    status, output = process.wait(), process.output()
+    if status == 0:
+        return False
     assert "stopped" in output, output
     assert "frames was killed" not in output and "another process of this run" not in output
-    now = torch.load(run / "last.pt", weights_only=True)["training"]
-    assert (now["epoch"], now["batch"]) >= (saved["epoch"], saved["batch"])
-    return output
+    assert position(run) >= saved
+    return True
 
 
 @pytest.fixture(scope="module")
 def undisturbed(demo, tmp_path_factory):
-    """{(launcher, source): weights of a run that nobody disturbs}, made when first asked for."""
+    """A function: launcher -> weights of a run that nobody disturbs, made when first asked for."""
     runs, folder = {}, tmp_path_factory.mktemp("undisturbed")
 
-    def weights_of(launcher, source):
+    def weights_of(launcher):
         if launcher not in runs:
-            process = start(command_of(demo, folder / launcher, launcher, source), folder / "log")
-            assert process.wait(timeout=120) == 0, (folder / "log").read_text()
-            runs[launcher] = weights(folder / launcher / "last.pt")
-        return runs[launcher]  # folders and caches give the same clips
+            run, count = folder / launcher, 2 if launcher == "torchrun" else 1
+            command = command_of(demo, run, "alone", "folders")  # caches give the same clips
+            for process in start_ranks(count, folder, run_main, command):
+                assert process.wait() == 0, process.output()
+            runs[launcher] = weights(run / "last.pt")
+        return runs[launcher]
 
     return weights_of
 
 
-QUICK = [("alone", "folders", "SIGINT"), ("alone", "cache", "SIGTERM"),
-         ("torchrun", "folders", "SIGTERM")]  # fmt: skip
+QUICK = [
+    ("alone", "folders", "SIGINT"),
+    ("alone", "cache", "SIGTERM"),
+    ("torchrun", "folders", "SIGTERM"),
+]
 LONG = [(a, s, n) for a in LAUNCHERS for s in SOURCES for n in ("SIGINT", "SIGTERM")]
 
 
@@ -89,72 +88,63 @@ LONG = [(a, s, n) for a in LAUNCHERS for s in SOURCES for n in ("SIGINT", "SIGTE
     [(*case, 1) for case in QUICK]
     + [pytest.param(*case, 10, marks=pytest.mark.slow) for case in LONG],
 )
-def test_a_signal_to_the_group_saves_and_the_same_command_goes_on(
-    launcher, source, name, signals, demo, undisturbed, tmp_path
+def test_a_signal_to_the_group_saves_and_the_same_command_resumes(
+    launcher, source, name, signals, demo, undisturbed, tmp_path, start_script
 ):
-    """The run is stopped again and again, then left alone: its weights are the undisturbed ones."""
-    command = command_of(demo, tmp_path / "run", launcher, source)
-    rng, saved, log = random.Random(f"{launcher} {source} {name}"), 0, tmp_path / "log"
+    """Each run is stopped, then started again and left alone: its weights are the undisturbed."""
+    rng, stopped = random.Random(f"{launcher} {source} {name}"), 0
     for attempt in range(signals):
         run = tmp_path / f"run{attempt}"
-        command = command_of(demo, run, launcher, source)
-        output = signal_group(command, run, signal.Signals[name], rng.uniform(0, 0.4), log)
-        saved += "stopped" in output
-        process = start(command, log)
-        assert process.wait(timeout=120) == 0, log.read_text()
-        assert same_weights(weights(run / "last.pt"), undisturbed(launcher, source))
-    print(f"\n{launcher}, {source}, {name}: {saved} of {signals} stopped and saved, all resumed")
-    assert saved >= max(1, 0.7 * signals), "most runs must be stopped in the middle"
+        command, wait = command_of(demo, run, launcher, source), rng.uniform(0, 0.2)
+        stopped += signal_group(start_script(*command), run, signal.Signals[name], wait)
+        again = start_script(*command)
+        assert again.wait() == 0, again.output()
+        assert same_weights(weights(run / "last.pt"), undisturbed(launcher))
+    print(f"\n{launcher}, {source}, {name}: {stopped} of {signals} stopped and saved, all resumed")
+    assert stopped >= max(1, 0.7 * signals), "most runs must be stopped in the middle"
 
 
-def test_a_signal_during_validation_saves_the_epoch(demo, tmp_path):
-    """Validation of a second or so, in which no step looks at signals."""
-    script = (
-        "import sys, time, runpy; sys.argv = sys.argv[1:]\n"
-        "import retrieval.encode as retrieval; whole = retrieval.encode\n"
-        "def encode(*rest):\n"
-        "    print('validating', flush=True); time.sleep(20); return whole(*rest)\n"
-        "retrieval.encode = encode; runpy.run_path('train.py', run_name='__main__')\n"
-    )
-    run, log = tmp_path / "run", tmp_path / "log"
-    command = [sys.executable, "-c", script, *map(str, train_command(demo, run, "--epochs", 1))]
-    process = start(command, log)
-    while "validating" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
-    started = time.monotonic()
-    assert process.wait(timeout=60) == 1 and time.monotonic() - started < 10
-    assert "stopped before validation" in log.read_text()
-    state = torch.load(run / "last.pt", weights_only=True)["training"]
-    assert (state["epoch"], state["batch"]) == (0, 3)
-    process = start([sys.executable, *map(str, train_command(demo, run, "--epochs", 1))], log)
-    assert process.wait(timeout=60) == 0 and "val mAP" in log.read_text()
+def validate_slowly():
+    """Validation takes longer than any test waits, and no step looks at signals meanwhile."""
+
+    def wait(*_):
+        print("validating", flush=True)
+        time.sleep(600)
+
+    encode.encode = wait
 
 
-def test_a_second_ctrl_c_leaves_at_once(demo, tmp_path):
-    """Where a step takes long; a repeated SIGTERM, as schedulers send it, changes nothing."""
-    script = (
-        "import sys, time, runpy; sys.argv = sys.argv[1:]\n"
-        "import losses; whole = losses.MINING['batch-all']\n"
-        "def slow(*rest, **options):\n"
-        "    print('step', flush=True)\n"
-        "    end = time.monotonic() + 60\n"
-        "    while time.monotonic() < end: time.sleep(0.1)\n"
-        "    return whole(*rest, **options)\n"
-        "losses.MINING['batch-all'] = slow; runpy.run_path('train.py', run_name='__main__')\n"
-    )
-    log = tmp_path / "log"
-    flags = train_command(demo, tmp_path / "run", "--workers", 2)
-    process = start([sys.executable, "-c", script, *map(str, flags)], log)
-    while "step" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
+def test_a_signal_during_validation_saves_the_epoch(demo, tmp_path, start_script, run_script):
+    run = tmp_path / "run"
+    command = train_command(demo, run, "--epochs", 1)
+    process = start_script(*command, patch=validate_slowly)
+    wait_for_output("validating", process)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 1 and "stopped before validation" in process.stderr
+    assert position(run) == (0, 3)
+    assert "val mAP" in run_script(*command).stdout
+
+
+def step_slowly():
+    """No step ends; each sleep is short, since a signal handler runs only between them."""
+
+    def wait(*_, **__):
+        print("step", flush=True)
+        while True:
+            time.sleep(0.1)
+
+    losses.MINING["batch-all"] = wait
+
+
+def test_a_second_ctrl_c_stops_at_once(demo, tmp_path, start_script):
+    """In a step that takes long; a repeated SIGTERM, as schedulers send it, changes nothing."""
+    command = train_command(demo, tmp_path / "run", "--workers", 2)
+    process = start_script(*command, patch=step_slowly)
+    wait_for_output("step", process)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-        os.killpg(process.pid, number)
+        process.signal(number)
         time.sleep(0.1)
-    assert process.poll() is None
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=20) == 1
-    assert "Traceback" not in log.read_text() and "stopped" in log.read_text()
+    assert process.status(1) is None, "it waits for the step"
+    process.signal(signal.SIGINT)
+    assert process.wait() == 1
+    assert "Traceback" not in process.stderr and "interrupted" in process.stderr

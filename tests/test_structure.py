@@ -40,3 +40,17 @@ def test_no_script_or_package_imports_a_script():
 
 def test_utils_stays_small():
     assert len(list((ROOT / "utils").glob("*.py"))) <= 12
+
+
+def test_every_function_fits_a_screen():
+    for path in ROOT.glob("**/*.py"):
+        if path.relative_to(ROOT).parts[0].startswith("."):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                has_docstring = ast.get_docstring(node) is not None
+                docstring = (
+                    node.body[0].end_lineno - node.body[0].lineno + 1 if has_docstring else 0
+                )
+                lines = node.end_lineno - node.lineno + 1 - docstring
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines without its docstring"

@@ -54,9 +54,8 @@ def test_more_classes_than_actions_differ_in_pace_or_size(tmp_path):
         class_names(121)
 
 
-def test_videos_are_shared_out_over_the_groups(tmp_path):
+def test_videos_are_divided_evenly_among_the_groups(tmp_path):
     make_dataset(tmp_path, classes=2, groups=3, videos=8, test_groups=1, side=32)
     videos = sorted(path.name for path in tmp_path.glob("videos/*/*"))
-    assert len(videos) == 8 and videos[:3] == [
-        "v_Bouncing_g01_c01.avi", "v_Bouncing_g02_c01.avi", "v_Bouncing_g03_c01.avi"
-    ]  # fmt: skip
+    assert len(videos) == 8
+    assert videos[:3] == [f"v_Bouncing_g0{group}_c01.avi" for group in (1, 2, 3)]

@@ -6,9 +6,8 @@ from torch.nn import functional
 
 from datasets.transforms import augment, prepare
 
-PLAIN = {
-    "size": 24, "crop": 1.0, "channels": "RGB", "range": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3
-}  # fmt: skip
+PLAIN = {"size": 24, "crop": 1.0, "channels": "RGB", "range": 1.0}
+PLAIN |= {"mean": [0.0] * 3, "std": [1.0] * 3}
 STILL = {"crop_scale": (1.0, 1.0), "flip": False, "colour_jitter": 0.0}
 
 
@@ -53,7 +52,7 @@ def test_weights_of_caffe_get_bgr_in_0_to_255():
     torch.testing.assert_close(result, torch.tensor([-40.0, 2.0, 98.0]), atol=1e-3, rtol=0)
 
 
-def test_a_flip_is_drawn_once_a_clip_never_once_a_frame():
+def test_a_flip_is_drawn_once_per_clip_never_per_frame():
     clips = noise(batch=40)
     whole = clips.permute(0, 4, 1, 2, 3) / 255
     flipped = 0

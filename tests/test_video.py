@@ -14,24 +14,27 @@ from video_charts import HAS_FFMPEG, chart, encode, fields, moment_of, patches
 from datasets.video import VideoError, iterate_video, read_video
 
 needs_ffmpeg = pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program")
-H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-qp", "10")
+H264 = "-c:v libx264 -pix_fmt yuv420p -qp 10"
 
 
-def run_ffmpeg(*arguments):
-    subprocess.run(["ffmpeg", "-y", "-v", "error", *map(str, arguments)], check=True)
+def run_ffmpeg(inputs, options, output):
+    """Run the ffmpeg program. inputs: list of paths. options: one string."""
+    named = [word for path in inputs for word in ("-i", path)]
+    command = ["ffmpeg", "-y", "-v", "error", *named, *options.split(), output]
+    subprocess.run(list(map(str, command)), check=True)
 
 
 @pytest.fixture
 def moving(tmp_path):
-    """A video of 20 moments, each of which tells its index, 10 a second."""
+    """A video of 20 moments, 10 per second; each shows its index."""
     path = tmp_path / "moving.mp4"
-    if not HAS_FFMPEG or not encode(path, fields(20), *H264, rate=10):
+    if not HAS_FFMPEG or not encode(path, fields(20), H264, rate=10):
         pytest.skip("no ffmpeg with libx264")
     return path
 
 
-def moments(path, **part):
-    return [moment_of(picture) for picture in read_video(path, 4, (96, 120), **part)]
+def moments(path, **limits):
+    return [moment_of(picture) for picture in read_video(path, 4, (96, 120), **limits)]
 
 
 # ==== the stream ====
@@ -39,12 +42,12 @@ def moments(path, **part):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 @pytest.mark.parametrize("is_default", [True, False])
-def test_a_still_that_stands_first_is_not_taken(moving, tmp_path, suffix, is_default):
+def test_a_still_before_the_video_is_not_taken(moving, tmp_path, suffix, is_default):
     still, both = tmp_path / "still.avi", tmp_path / f"both{suffix}"
-    assert encode(still, chart()[None], "-c:v", "mjpeg")
-    which = "0" if is_default else "1"
-    run_ffmpeg("-i", still, "-i", moving, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v",
-               "0", f"-disposition:v:{which}", "default", both)  # fmt: skip
+    assert encode(still, chart()[None], "-c:v mjpeg")
+    which = 0 if is_default else 1
+    streams = f"-map 0 -map 1 -c copy -disposition:v 0 -disposition:v:{which} default"
+    run_ffmpeg([still, moving], streams, both)
     with av.open(str(both)) as container:
         assert container.streams.video[0].codec_context.name == "mjpeg"
     assert moments(both) == moments(moving)
@@ -53,11 +56,10 @@ def test_a_still_that_stands_first_is_not_taken(moving, tmp_path, suffix, is_def
 def test_a_cover_picture_is_not_taken(moving, tmp_path):
     cover, both, alone = tmp_path / "cover.png", tmp_path / "both.mp4", tmp_path / "alone.m4v"
     cv2.imwrite(str(cover), chart())
-    run_ffmpeg("-i", cover, "-i", moving, "-map", "0", "-map", "1", "-c", "copy",
-               "-disposition:v:0", "attached_pic", both)  # fmt: skip
+    run_ffmpeg([cover, moving], "-map 0 -map 1 -c copy -disposition:v:0 attached_pic", both)
     assert moments(both) == moments(moving)
-    run_ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-i", cover, "-map", "0", "-map", "1",
-               "-c:v", "copy", "-disposition:v", "attached_pic", "-f", "mp4", alone)  # fmt: skip
+    streams = "-f lavfi -i sine=duration=1 -map 0 -map 1 -c:v copy -disposition:v attached_pic"
+    run_ffmpeg([cover], f"{streams} -f mp4", alone)
     with pytest.raises(VideoError, match="has no video stream"):
         read_video(alone, 1, (20, 24))
 
@@ -65,10 +67,10 @@ def test_a_cover_picture_is_not_taken(moving, tmp_path):
 @needs_ffmpeg
 def test_the_default_stream_is_taken(moving, tmp_path):
     other, both = tmp_path / "other.mp4", tmp_path / "both.mkv"
-    assert encode(other, np.stack([chart()] * 20), *H264, rate=10)
+    assert encode(other, np.stack([chart()] * 20), H264, rate=10)
     for which in (0, 1):
-        run_ffmpeg("-i", moving, "-i", other, "-map", "0", "-map", "1", "-c", "copy",
-                   "-disposition:v", "0", f"-disposition:v:{which}", "default", both)  # fmt: skip
+        streams = f"-map 0 -map 1 -c copy -disposition:v 0 -disposition:v:{which} default"
+        run_ffmpeg([moving, other], streams, both)
         picture = read_video(both, 1, (96, 120))[0]
         is_other = np.abs(patches(picture) - patches(chart())).max() < 10
         assert is_other == (which == 1)
@@ -76,7 +78,7 @@ def test_the_default_stream_is_taken(moving, tmp_path):
 
 def test_a_codec_without_decoder_is_named(moving, tmp_path):
     path = tmp_path / "unknown.avi"
-    run_ffmpeg("-i", moving, "-c:v", "mpeg4", "-vtag", "XVID", path)
+    run_ffmpeg([moving], "-c:v mpeg4 -vtag XVID", path)
     path.write_bytes(path.read_bytes().replace(b"XVID", b"ZZZZ"))
     with pytest.raises(VideoError, match=r"cannot be decoded: .*ZZZZ.* has no decoder here"):
         read_video(path, 1, (20, 24))
@@ -86,10 +88,9 @@ def test_a_codec_without_decoder_is_named(moving, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".flv", ".avi"])
-def test_a_part_is_named_in_seconds_as_a_player_shows_them(moving, tmp_path, suffix):
-    path = tmp_path / f"part{suffix}"
-    how = ("-c:v", "mpeg4", "-q:v", "2", "-bf", "2") if suffix == ".avi" else ("-c", "copy")
-    run_ffmpeg("-i", moving, *how, path)
+def test_start_and_end_are_in_seconds_as_a_player_shows_them(moving, tmp_path, suffix):
+    path = tmp_path / f"cut{suffix}"
+    run_ffmpeg([moving], "-c:v mpeg4 -q:v 2 -bf 2" if suffix == ".avi" else "-c copy", path)
     assert len(list(iterate_video(path, (20, 24)))) == 20
     assert moments(path, start=0.5, end=0.9) == [5, 6, 7, 8]
     assert moments(path, start=1.88) == [19] * 4
@@ -142,8 +143,8 @@ def test_large_frames_are_held_within_the_limit(moving, monkeypatch):
     assert np.array_equal(exact, read_video(moving, 4, (96, 120))), "small pictures: still exact"
     monkeypatch.setattr(video, "MOST_HELD_BYTES", 1)
     most.clear()
-    told = [moment_of(picture) for picture in read_video(moving, 2, (576, 720))]
-    assert max(most) < 4.5 * frame and np.abs(np.subtract(told, [5, 15])).max() <= 5
+    found = [moment_of(picture) for picture in read_video(moving, 2, (576, 720))]
+    assert max(most) < 4.5 * frame and np.abs(np.subtract(found, [5, 15])).max() <= 5
 
 
 def test_frames_are_freed_without_a_garbage_collection(moving):

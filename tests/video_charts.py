@@ -32,11 +32,14 @@ def patches(picture):
     return middle.mean(axis=(1, 3))
 
 
-def encode(path, pictures, *options, rate=25):
-    """Write (T, H, W, 3) uint8 RGB pictures as a video. Returns whether ffmpeg can."""
+def encode(path, pictures, options, rate=25):
+    """Write (T, H, W, 3) uint8 RGB pictures as a video. Returns whether ffmpeg can.
+
+    options: of the ffmpeg program, as one string.
+    """
     height, width = pictures.shape[1:3]
     command = ["ffmpeg", "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", str(rate), "-i", "-", *options, str(path)]
+    command += ["-s", f"{width}x{height}", "-r", str(rate), "-i", "-", *options.split(), str(path)]
     run = subprocess.run(command, input=pictures.tobytes(), capture_output=True)
     return run.returncode == 0 and path.stat().st_size > 0
 
@@ -63,7 +66,7 @@ def encoders():
 
 
 def fields(count):
-    """`count` moments of a moving scene, (count, 576, 720, 3) uint8 RGB; moment i tells its i.
+    """`count` moments of a moving scene, (count, 576, 720, 3) uint8 RGB; each shows its number.
 
     Eight blocks at the top are the bits of i; a bar below moves by 12 pixels a moment.
     """
@@ -86,7 +89,7 @@ def interlace(moments, top_first):
 
 
 def moment_of(picture):
-    """The moment that a picture of `fields` tells by its blocks."""
+    """The number that the blocks of a picture of `fields` show."""
     height, width = picture.shape[:2]
     row = picture[height // 12, [width * (2 * bit + 1) // 16 for bit in range(8)]].mean(axis=1)
     return sum(1 << bit for bit in range(8) if row[bit] > 125)

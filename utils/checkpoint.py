@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import torch
 
 from utils import distributed
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, similar_folder
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
+CHECKPOINT_NAMES = ("best.pt", "last.pt")  # of a run folder, the preferred one first
 FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
 
 
@@ -33,6 +35,28 @@ def save_checkpoint(path, content, previous=None):
     """
     with atomic_write(path, previous) as temporary:
         torch.save({"format": FORMAT, **content}, temporary)
+
+
+def find_checkpoint(path):
+    """The checkpoint file that `path` names: a file, or a run folder's best.pt, else its last.pt.
+
+    Prints which file of a folder is used. Raises CheckpointError with a suggestion.
+    """
+    file = _checkpoint_in(path) if Path(path).is_dir() else Path(path)
+    if file is None or not file.is_file():
+        problem = "no best.pt or last.pt in this folder" if file is None else "no such checkpoint"
+        similar = similar_folder(path, CHECKPOINT_NAMES)
+        hint = f"; did you mean {_checkpoint_in(similar)}?" if similar else ""
+        raise CheckpointError(f"{path}: {problem}{hint}")
+    if file != Path(path) and distributed.is_main():
+        print(f"using {file}", file=sys.stderr)
+    return file
+
+
+def _checkpoint_in(folder):
+    """The first of CHECKPOINT_NAMES that is in `folder`, or None."""
+    files = [Path(folder) / name for name in CHECKPOINT_NAMES]
+    return next((file for file in files if file.is_file()), None)
 
 
 def load_checkpoint(path):

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import os
 import shutil
 import sys
 
@@ -158,87 +157,3 @@ def _flag_tokens(parser, action, value, where):
     if action.nargs is None:  # "=" because a value may start with a dash
         return [f"{action.option_strings[0]}={values[0]}"]
     return [action.option_strings[0], *map(str, values)]
-
-
-# ==== to be removed when all scripts use utils.argtypes ====
-
-
-def new_parser(doc, **options):
-    return Parser(doc, **options)
-
-
-def folder_name(text):
-    """argparse type: a folder's name."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the name is empty; give a folder")
-    return text
-
-
-def processors():
-    """Processors that this process may use, shared with the others that torchrun started here."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def positive_int(text):
-    """argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def two_or_more(text):
-    """argparse type: a whole number of at least 2."""
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
-    return value
-
-
-def random_seed(text):
-    """argparse type: a whole number from 0 to 2**32 - 1."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {2**32 - 1}")
-    return value
-
-
-def whole_number(text):
-    """argparse type: a whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def positive_float(text):
-    """argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def share(text):
-    """argparse type: a number above 0 and up to 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
-
-
-def non_negative_float(text):
-    """argparse type: a finite number of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value
-
-
-def fraction(text):
-    """argparse type: a number from 0 up to, not including, 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value

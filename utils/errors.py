@@ -38,7 +38,7 @@ def exit_on_user_error(script, memory_flags):
         if "Original Traceback" in reason:  # PyTorch's form of an error in a worker process
             reason = reason.splitlines()[-1].partition(": ")[2]
         sys.exit(f"{script}: {reason}")
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, MemoryError, EOFError) as error:
         reason = explain(error, memory_flags)
         if reason is None:
             raise
@@ -52,7 +52,9 @@ def explain(error, memory_flags):
         return str(error)
     if any(sign in text for sign in ("outofmemory", "out of memory", "memoryerror", "t allocate")):
         return f"out of memory; lower {memory_flags}"
-    if "dataloader worker" in text:
+    # The latter two are multiprocessing's, if a worker ends while its batch is being received.
+    is_bare_eof = isinstance(error, EOFError) and not error.args
+    if "dataloader worker" in text or isinstance(error, ConnectionError) or is_bare_eof:
         return (
             "a process that reads frames was killed: memory is exhausted (lower --workers) or "
             "/dev/shm is full (in Docker: --shm-size 8g)"

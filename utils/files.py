@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import difflib
 import io
 import os
 import platform
@@ -70,3 +71,31 @@ def write_failures(path, failures):
 def printable(name):
     """A file name as one line: control characters and undecodable bytes are escaped."""
     return str(name) if str(name).isprintable() else repr(str(name))
+
+
+def check_writable(folder, flag):
+    """Raise UserError if no file can be made in `folder`, which need not exist. flag: its name."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{flag} {folder}: {existing}: Not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: {existing} cannot be written")
+
+
+def similar_folder(path, names):
+    """The folder near `path` that holds a file called one of `names`, or None: for "did you mean".
+
+    Searched are the nearest existing folder above `path` and two levels below it; of several
+    folders the one whose path is most like `path` is returned.
+    """
+    start = Path(path).parent
+    while not start.is_dir():
+        start = start.parent
+    if str(start) == start.anchor:  # never search a whole disk
+        return None
+    patterns = [prefix + name for prefix in ("", "*/", "*/*/") for name in names]
+    found = {str(file.parent) for pattern in patterns for file in start.glob(pattern)}
+    nearest = difflib.get_close_matches(str(path), sorted(found), n=1, cutoff=0)
+    return Path(nearest[0]) if nearest else None

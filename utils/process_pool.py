@@ -1,6 +1,8 @@
-"""Processes that survive what they are given: a crash or a hang costs one job, not the run.
+"""Worker processes with a time limit per job: a crash or a hang costs one job, not the run.
 
-multiprocessing.Pool and concurrent.futures lose the whole pool to one crash and know no time limit.
+multiprocessing.Pool and concurrent.futures lose the whole pool to one crash and have no time limit.
+pebble 5.2 has both, but its workers share one result pipe: one that is killed while it sends a
+result breaks or blocks the whole pool (tests/test_process_pool.py), so we do not use it.
 """
 
 import contextlib
@@ -10,107 +12,124 @@ import os
 import signal
 import sys
 import time
-from multiprocessing.connection import wait
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
-# Forked workers start at once and need no second import of PyTorch; elsewhere forking is unsafe.
+# Forked workers start at once and do not import PyTorch again. Elsewhere forking is not safe.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+NO_JOB = object()
 
 
 def run_jobs(function, jobs, workers, seconds):
     """Call `function(job)` for each job in worker processes; yield results as they come.
 
-    function: returns (result, failure), where failure is None or a reason. It and the jobs go to
-    other processes. jobs: iterable, read only as workers become free. workers: number of processes.
-    seconds: time limit of one job, after which its process is killed.
-    Yields (job, result, failure); a worker that dies or takes too long gives a failure and is
-    replaced. Closing the generator ends the processes, and so does the end of this process or, on
-    Linux, of the calling thread.
+    function: returns (result, failure), where failure is None or a reason. Function, jobs and
+    results are sent between processes. jobs: iterable, read only as workers become free. workers:
+    number of processes. seconds: time limit per job, after which its process is killed.
+    Yields (job, result, failure). A worker that dies or exceeds the limit yields a failure and is
+    replaced. Closing the generator ends the workers. So does the end of this process or, on Linux,
+    of the calling thread.
     """
-    jobs, pool = iter(jobs), []
+    jobs, busy, idle, answers = iter(jobs), [], [], []
     try:
-        for job in jobs:
-            pool.append(_Worker(function, pool))
-            pool[-1].give(job, seconds)
-            if len(pool) == workers:
-                break
-        while pool:
-            rest = min(worker.deadline for worker in pool) - time.monotonic()
-            wait([worker.connection for worker in pool], timeout=max(0, rest))
-            for worker in list(pool):
-                if not worker.connection.poll() and time.monotonic() < worker.deadline:
-                    continue
-                job, answer = worker.job, worker.answer(seconds)
-                if not worker.process.is_alive():
-                    pool.remove(worker)
-                    worker = _Worker(function, pool)
-                    pool.append(worker)
-                for waiting in jobs:
-                    worker.give(waiting, seconds)
-                    break
+        while True:
+            while len(busy) < workers and (job := next(jobs, NO_JOB)) is not NO_JOB:
+                worker = idle.pop() if idle else _start_worker(function, busy)
+                busy.append(worker)
+                _send_job(worker, job, seconds)
+            yield from answers  # while the workers are at their next jobs
+            if not busy:
+                return
+            answers = []
+            for worker in _wait_for_any(busy):
+                if worker.connection.poll():
+                    answer = _receive(worker)
                 else:
-                    worker.end()
-                    pool.remove(worker)
-                yield job, *answer
+                    _end_worker(worker)
+                    answer = None, f"took longer than {seconds:g} seconds"
+                answers.append((worker.job, *answer))
+                busy.remove(worker)
+                if worker.process.is_alive():
+                    idle.append(worker)
+                else:
+                    _end_worker(worker)
     finally:
-        for worker in pool:
-            worker.process.kill()
-            worker.end()
+        for worker in busy + idle:
+            _end_worker(worker)
 
 
+@dataclass(eq=False)
 class _Worker:
-    """One process and the connection to it."""
+    """A process, our end of the connection to it, and the job that it is at."""
 
-    def __init__(self, function, others):
-        self.connection, theirs = CONTEXT.Pipe()
-        # A forked process inherits our ends of all connections: unless it closes them, no worker
-        # would notice that this process is gone.
-        ours = [self.connection, *(worker.connection for worker in others)]
-        inherited = ours if CONTEXT.get_start_method() == "fork" else []
-        self.process = CONTEXT.Process(
-            target=_serve, args=(function, theirs, inherited), daemon=True
-        )
-        self.process.start()
-        theirs.close()
+    process: multiprocessing.Process
+    connection: Connection
+    job: Any = None
+    deadline: float = 0.0  # time.monotonic()
 
-    def give(self, job, seconds):
-        self.job, self.deadline = job, time.monotonic() + seconds
-        with contextlib.suppress(BrokenPipeError):  # it has died; `answer` will say so
-            self.connection.send(job)
 
-    def answer(self, seconds):
-        """(result, failure) of the job; the process is dead after a crash or a hang."""
-        if not self.connection.poll():
-            self.process.kill()
-            self.end()
-            return None, f"took longer than {seconds:g} seconds"
-        try:
-            return self.connection.recv()
-        except (EOFError, OSError):  # the latter in the middle of an answer
-            self.end()
-            code = self.process.exitcode
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-            return None, f"the process that read it was ended {how}"
+def _start_worker(function, others):
+    """A new worker. others: all workers that are alive."""
+    ours, theirs = CONTEXT.Pipe()
+    # A forked process inherits our ends of all connections. It must close them: as long as one copy
+    # is open, the worker at the other end does not notice that this process has ended.
+    is_forked = CONTEXT.get_start_method() == "fork"
+    inherited = [ours, *(worker.connection for worker in others)] if is_forked else []
+    process = CONTEXT.Process(target=_serve, args=(function, theirs, inherited), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
 
-    def end(self):
-        self.connection.close()
-        self.process.join()
+
+def _send_job(worker, job, seconds):
+    worker.job, worker.deadline = job, time.monotonic() + seconds
+    with contextlib.suppress(BrokenPipeError):  # it has died: _receive reports it
+        worker.connection.send(job)
+
+
+def _wait_for_any(busy):
+    """Wait for an event; the workers that have answered, died or reached their deadline."""
+    remaining = min(worker.deadline for worker in busy) - time.monotonic()
+    wait([worker.connection for worker in busy], timeout=max(0, remaining))
+    now = time.monotonic()
+    return [worker for worker in busy if worker.connection.poll() or worker.deadline <= now]
+
+
+def _receive(worker):
+    """(result, failure) of the worker's job. After a crash, waits until the process has ended."""
+    try:
+        return worker.connection.recv()
+    except (EOFError, OSError):  # it died before its answer, or in the middle of it
+        worker.process.join()
+    code = worker.process.exitcode
+    if code < 0:
+        return None, f"its worker process was killed by {signal.Signals(-code).name}"
+    return None, f"its worker process exited with status {code}"
+
+
+def _end_worker(worker):
+    """Kill a worker, if it is alive, and free what belongs to it."""
+    worker.process.kill()
+    worker.process.join()
+    worker.connection.close()
 
 
 def end_with_parent():
     """Have Linux kill this process of multiprocessing as soon as its parent has ended.
 
-    Source: PR_SET_PDEATHSIG of prctl(2); the parent is the thread that forked. Elsewhere a closed
-    connection ends workers when their job is done.
+    Source: PR_SET_PDEATHSIG of prctl(2); the parent is the thread that forked. On other systems a
+    worker ends when its connection is closed and its job is done.
     """
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
         if os.getppid() != parent or not multiprocessing.parent_process().is_alive():
-            os._exit(1)  # it ended before that call
+            os._exit(1)  # the parent ended before that call
 
 
 def _serve(function, connection, inherited):
-    """Answer jobs until the connection closes."""
+    """Answer jobs until the connection is closed."""
     end_with_parent()
     for other in inherited:
         other.close()
@@ -121,6 +140,6 @@ def _serve(function, connection, inherited):
             job = connection.recv()
             try:
                 answer = function(job)
-            except Exception as error:  # whatever it is, it is of this job alone
+            except Exception as error:  # of this job only; the worker can take the next one
                 answer = None, f"{type(error).__name__}: {error}"
             connection.send(answer)

@@ -101,5 +101,13 @@ def progress(
     """
     is_disabled = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
     hidden = is_disabled or not is_main_process() or not is_shown
-    return tqdm(iterable, description, total, unit=unit, leave=leave, smoothing=0.05,
-                initial=initial, disable=True if hidden else None)  # fmt: skip
+    return tqdm(
+        iterable,
+        description,
+        total,
+        unit=unit,
+        leave=leave,
+        smoothing=0.05,
+        initial=initial,
+        disable=True if hidden else None,
+    )

@@ -1,0 +1,170 @@
+"""Scripts run as a user runs them, in processes forked from one that has imported PyTorch."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
+TINY = [
+    *("--clip-frames", 4, "--size", 16, "--width", 0.0625, "--bits", 12, "--epochs", 3),
+    *("--classes-per-batch", 2, "--clips-per-class", 3, "--eval-every", 2),
+    *("--warmup-epochs", 1, "--workers", 1),
+]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+# One thread per process: the threads of small networks mostly wait for each other.
+torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+# Importing PyTorch and the scripts takes three seconds, which hundreds of runs would each spend.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["train", "test", "search", "make_splits", "torch._dynamo", "torch.distributed.run"]
+    + ["matplotlib.pyplot", "pytest", "helpers"]
+)
+
+
+# ==== processes ====
+
+
+class Process:
+    """A call of `function(*arguments)` in a process group of its own, with its output in files."""
+
+    def __init__(self, function, arguments, folder, environment=None):
+        self.paths = folder / "stdout", folder / "stderr"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in self.paths:
+            path.write_bytes(b"")
+        arguments = (self.paths, environment or {}, function, *arguments)
+        self.process = SERVER.Process(target=_call, args=arguments)
+        self.process.start()
+        self.pid = self.process.pid
+
+    def status(self, seconds=0):
+        """The exit status, negative after a signal, or None where it still runs."""
+        self.process.join(timeout=seconds)
+        return self.process.exitcode
+
+    def wait(self, seconds=120):
+        """The exit status. A process that takes longer is killed, with its group, and fails."""
+        if self.status(seconds) is None:
+            self.kill()
+            raise AssertionError(f"no end after {seconds} s: {self.output()}")
+        return self.status()
+
+    def kill(self):
+        """End the whole group, if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self.process.kill()  # in case it has not made its group yet
+        self.process.join()
+
+    def signal(self, number):
+        """Send a signal to the whole process group, as terminals and schedulers do."""
+        os.killpg(self.pid, number)
+
+    @property
+    def stdout(self):
+        return self.paths[0].read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def stderr(self):
+        return self.paths[1].read_text(encoding="utf-8", errors="replace")
+
+    def output(self):
+        return self.stdout + self.stderr
+
+
+def _call(paths, environment, function, *arguments):
+    """What a new process does: take over its streams and environment, then call."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ |= environment
+    multiprocessing.set_start_method("fork", force=True)  # Linux's default before Python 3.14
+    for stream, path in enumerate(paths, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+    function(*arguments)
+
+
+def run_main(arguments, patch=None):
+    """What `python ARGUMENTS` does, after `patch()`."""
+    if patch:
+        patch()
+    if arguments[0] == "-m":
+        sys.argv = list(arguments[1:])
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(arguments)
+        sys.path.insert(0, str(ROOT))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start_ranks(count, folder, function, *arguments):
+    """`count` processes of one group, as torchrun starts them: list of Process, ordered by rank."""
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        Process(
+            function,
+            arguments,
+            folder / f"rank{rank}",
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+
+
+def children(pid):
+    """Process ids of the children of a process."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+# ==== training ====
+
+
+def train_command(root, run, *flags):
+    """The small training that most tests run, on the data of the fixture `demo` in `root`."""
+    paths = "--frames", root / "frames", "--splits", root / "splits", "--output", run
+    return ["train.py", "--config", "configs/demo.yaml", *paths, *TINY, *flags]
+
+
+def wait_for_output(text, process):
+    """Wait until a process has printed a text."""
+    while text not in process.output():
+        assert process.status() is None, process.output()
+        time.sleep(0.02)
+
+
+def wait_for_step(run, process):
+    """Wait until a training has begun, which its first checkpoint shows."""
+    while not (run / "last.pt").exists():
+        assert process.status() is None, process.output()
+        time.sleep(0.02)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same_weights(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def read_log(run):
+    """The records of the epochs: list of dict."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

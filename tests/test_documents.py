@@ -1,0 +1,89 @@
+"""README.md, docs/ and docstrings: links lead somewhere, and the scripts accept the commands."""
+
+import ast
+import importlib.util
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from configs.flags import parse_train_flags
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOST_WORDS = 1200
+SHELL_VARIABLES = {
+    "$SLURM_CPUS_PER_TASK": "8",
+    "$SLURM_ARRAY_TASK_ID": "1",
+    "$SLURM_ARRAY_TASK_COUNT": "16",
+}
+
+
+def blocks():
+    """(name, shell commands) of each block of bash in the documents, and of each docstring."""
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            yield path.name, block
+    for path in sorted(ROOT.glob("*.py")):
+        lines = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()
+        yield path.name, "\n".join(line for line in lines if line.startswith("    "))
+
+
+def commands():
+    """The commands that run one of our scripts: {"README.md: train.py …": words}."""
+    found = {}
+    for name, block in blocks():
+        for variable, value in SHELL_VARIABLES.items():
+            block = block.replace(variable, value)
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            scripts = [i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)]
+            if scripts:
+                words = words[scripts[0] :]
+                found[f"{name}: {' '.join(words)}"] = words
+    return found
+
+
+def anchors(path):
+    """The anchors that GitHub gives the headings of a Markdown file."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name[:-3]}", ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path):
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_documents_have_commands_of_every_script():
+    scripts = {words[0] for words in commands().values()}
+    assert scripts == {path.name for path in ROOT.glob("*.py")}
+
+
+@pytest.mark.parametrize("words", commands().values(), ids=commands().keys())
+def test_scripts_accept_the_commands(words, monkeypatch):
+    monkeypatch.chdir(ROOT)  # configs are named relative to it
+    script, *arguments = words
+    if script == "train.py":
+        parse_train_flags(None, arguments)
+    else:
+        load_script(script).build_parser().parse_args(arguments)
+
+
+def test_the_readme_stays_short():
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    assert len(words) <= MOST_WORDS
