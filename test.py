@@ -170,7 +170,7 @@ def encode_datasets(model, queries, database, checkpoint, device, args):
     for side, dataset in (("query", queries), ("database", database)):
         indices = range(distributed.rank(), len(dataset), distributed.world_size())
         loader = ClipLoader(dataset, args.workers, batch_size=args.batch_size, sampler=indices)
-        codes = encode(encoder, loader, side)
+        codes = encode(encoder, loader, f"encoding {side}")
         items[f"{side}_codes"] = distributed.gather_rows(codes, len(dataset))
         items[f"{side}_labels"] = torch.tensor(dataset.labels)
         items[f"{side}_names"] = dataset.names

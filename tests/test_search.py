@@ -138,7 +138,7 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
 
     page = tmp_path / "page.html"
     assert json.loads(run_script(*command, "--top", 20, "--html", page).stdout) == whole
-    text = run_script(*[part for part in command if part != "--json"], "--html", page).stdout
+    text = run_script(*[word for word in command if word != "--json"], "--html", page).stdout
     assert "\\nend" in text and len(text.splitlines()) == 5 * 12 + 5, "one line a result"
     assert page.read_text().count("data:image/webp") == 5 + 50
 
@@ -172,9 +172,9 @@ def test_a_time_range_of_a_query_and_reranking(checkpoint, videos, tmp_path, run
     command = query_command(tmp_path / "index", video)
     whole = json.loads(run_script(*command, "--top", 14).stdout)[0]["results"]
     same = json.loads(run_script(*command, "--top", 14, "--end", 100).stdout)[0]["results"]
-    part = json.loads(run_script(*command, "--top", 14, "--start", 0.4, "--end", 0.6).stdout)
+    middle = json.loads(run_script(*command, "--top", 14, "--start", 0.4, "--end", 0.6).stdout)
     ranked = json.loads(run_script(*command, "--top", 14, "--rerank", 14).stdout)[0]["results"]
-    assert whole == same != part[0]["results"]
+    assert whole == same != middle[0]["results"]
     assert {r["path"]: r["distance"] for r in ranked} == {r["path"]: r["distance"] for r in whole}
     few = json.loads(run_script(*command, "--top", 14, "--rerank", 3).stdout)[0]["results"]
     assert few[3:] == whole[3:] and {r["path"] for r in few} == {r["path"] for r in whole}
