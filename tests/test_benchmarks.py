@@ -51,6 +51,7 @@ def run_gpu(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.scripts
 def test_every_measurement_of_the_gpu_benchmark_returns_figures(run_gpu, capsys):
     status, report, table = run_gpu()
     records = report["measurements"]
@@ -119,6 +120,7 @@ def test_a_killed_gpu_benchmark_keeps_the_earlier_figures(run_gpu, monkeypatch, 
     assert records["two"] == {"state": "started"}
 
 
+@pytest.mark.scripts
 def test_a_failed_script_in_the_gpu_benchmark_is_reported_by_its_last_line():
     with pytest.raises(RuntimeError, match="make_splits.py ended with status 2: .*required"):
         gpu_measurements.run_script(["make_splits.py"], {})

@@ -183,4 +183,4 @@ def save_validated_weights():
 def test_batches_that_two_processes_cannot_divide_are_refused(demo, tmp_path):
     command = train_command(demo, tmp_path / "run", "--classes-per-batch", 3)
     for status, output in run_train_ranks(2, tmp_path, command):
-        assert status == 1 and "3 x 3 clips cannot be divided among 2 processes" in output
+        assert status == 1 and "3 x 3 clips per batch cannot be divided among 2 processes" in output

@@ -93,7 +93,7 @@ def search(encode, classes):
 
 def train(classes, **changes):
     """mAP after training on the database with DEFAULT and changes."""
-    small = {"steps": 200, "bits": 32, "dropout": 0.0, "lr": 1e-2, "classes": 4}
+    small = {"steps": 120, "bits": 32, "dropout": 0.0, "lr": 2e-2, "classes": 4}
     settings = {**on_features.DEFAULT, **small, **changes}
     features, labels, _, database = classes
     model = on_features.train_head(features[database], labels[database], settings, seed=0)
@@ -231,6 +231,7 @@ def test_settings_are_compared_with_the_same_runs_of_the_default():
     assert better == ["better", "0.7100", "0.1556", "0.7100", "+0.1100", "0.0100", "2"]
 
 
+@pytest.mark.scripts
 def test_clips_are_trained_and_compared_with_codes_made_without_labels(tmp_path, run_recipe):
     """Two classes, light and dark, of 20 sequences each, as UT-Interaction names them."""
     rng = np.random.default_rng(0)
