@@ -18,7 +18,7 @@ from utils.config import Parser
 
 
 def build_parser():
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, main_flag="--checkpoint")
     add = parser.add
     count, count_or_0 = number(int, least=1), number(int, least=0)
     files = {"nargs": "+", "default": []}

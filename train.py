@@ -1,4 +1,4 @@
-"""Train a 3D network that gives videos of the same action similar hash codes.
+r"""Train a 3D network that gives videos of the same action similar hash codes.
 
     python train.py --config configs/ucf101.yaml
     python train.py --config configs/folder.yaml --frames data/mine/frames \
