@@ -1,6 +1,7 @@
 """Flags and configs: one parser checks both, and command-line flags override a config."""
 
 import argparse
+import sys
 
 import pytest
 
@@ -119,6 +120,7 @@ def test_numbers_are_in_their_range(kind, bounds, right, wrong):
 
 def test_help_fits_80_columns_and_names_every_default(parser, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["search.py"])
     assert "(default: 128 171)" in parser.format_help()
     parsers = [parser, flags.build_parser(train.__doc__), test.build_parser()]
     parsers += [search.build_parser(), *search.build_parser().commands.values()]
