@@ -92,7 +92,7 @@ def test_measurements_end_in_time(monkeypatch):
     monkeypatch.setattr(gpu, "MEASUREMENTS", measurements)
     settings = argparse.Namespace(figures={}, device=torch.device("cpu"))
     records = {}
-    gpu.run_measurements(settings, time.monotonic() + 1, records, save=lambda: None)
+    gpu.run_measurements(settings, time.monotonic() + 3, records, save=lambda: None)
     assert [record["state"] for record in records.values()] == ["failed", "failed", "skipped"]
     assert records["fails"]["reason"] == "OutOfMemoryError: CUDA out of memory."
     assert records["hangs"]["reason"].startswith("OutOfTimeError: stopped after ")
