@@ -114,18 +114,15 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start_ranks(count, folder, function, *arguments):
+def start_ranks(count, folder, function, *arguments, **environment):
     """`count` processes of one group, as torchrun starts them: list of Process, ordered by rank."""
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        Process(
-            function,
-            arguments,
-            folder / f"rank{rank}",
-            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]
+    meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {"WORLD_SIZE": str(count), **meeting_point, **environment}
+    processes = []
+    for rank in range(count):
+        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(Process(function, arguments, folder / f"rank{rank}", own))
+    return processes
 
 
 def children(pid):
