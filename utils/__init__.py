@@ -2,7 +2,7 @@
 
 import os
 
-# Threads of OpenMP, with which PyTorch computes on CPUs, must sleep while they wait: by default they
-# spin, and on a machine with other work training was 6 to 10 times slower (docs/benchmarks.md).
-# PyTorch reads this when it is imported, so the scripts import `utils` first.
+# PyTorch computes on CPUs with OpenMP threads. They spin while they wait, unless this variable says
+# that they sleep; on a machine with other work, training was then 6 to 10 times faster
+# (docs/benchmarks.md). It is read when PyTorch is imported, so the scripts import `utils` first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
