@@ -8,8 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import extract_and_split
-from helpers import train_command
+from helpers import extract_and_split, train_command
 from test_search import index_command, write_checkpoint
 
 from datasets.synthetic import make_dataset

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from utils.process_pool import run_jobs
 

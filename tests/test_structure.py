@@ -2,7 +2,7 @@
 
 import ast
 
-from conftest import ROOT
+from helpers import ROOT
 
 PACKAGES = {"datasets", "losses", "models", "reports", "retrieval", "utils"}
 USERS = {"benchmarks", "experiments"}  # may import all packages
