@@ -80,7 +80,7 @@ from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader
 from datasets.splits import SplitError, check_disjoint, read_classes, read_split
 from datasets.transforms import prepare
-from models import build_model
+from models import build_saved_model
 from reports.examples import draw_examples, write_embeddings, write_examples_page
 from reports.figures import plot_precision_at, plot_precision_recall
 from reports.table import format_report
@@ -197,10 +197,10 @@ def measure_checkpoint(path, name, folder, device, args):
 
     Returns {name: metrics}; with --untrained, the metrics before training come first.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, "settings")
     queries, database = build_datasets(checkpoint, args)
     torch.manual_seed(checkpoint["settings"]["seed"])
-    model = build_model(**checkpoint["network"])
+    model = build_saved_model(checkpoint, path)
     data, classes = (queries, database, checkpoint, device, args), checkpoint["classes"]
     reports = {}
     if args.untrained:

@@ -38,13 +38,13 @@ from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.metrics import evaluate
 from utils import distributed
-from utils.checkpoint import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
 from utils.device import mixed_precision, set_deterministic, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
 from utils.run_log import RunLog, log_environment
 from utils.terminal import print_main, progress, safe_streams
+from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
 
 NETWORK_FLAGS = ("backbone", "bits", "width", "shortcut", "dropout")
 CHECK_EVERY = 20  # steps between checks of the loss, since each waits for the GPU

@@ -134,6 +134,23 @@ def children(pid):
         return [int(child) for child in file.read().split()]
 
 
+# ==== checkpoints ====
+
+
+def checkpoint_content(weights=None):
+    """The least that a checkpoint contains; weights: dict of tensors."""
+    return {
+        "network": {"backbone": "r3d18", "bits": 12, "width": 0.0625, "shortcut": "B"},
+        "model": weights or {"w": torch.arange(6.0)},
+        "preprocessing": {
+            **{"clip_frames": 4, "frame_size": [20, 24], "size": 16, "crop": 0.875},
+            **{"mean": [0.4] * 3, "std": [0.2] * 3, "channels": "RGB", "range": 1.0},
+        },
+        "classes": ["a", "ü"],
+        "settings": {"frames": "frames", "splits": "splits", "seed": 0},
+    }
+
+
 # ==== training ====
 
 
