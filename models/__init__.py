@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from models.c3d import C3D
 from models.hashing import HashingNetwork
@@ -38,6 +39,15 @@ def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0):
     return HashingNetwork(BACKBONES[backbone](**options), bits, dropout=dropout)
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Skip in-place operations on new tensors; the random ones would import half of PyTorch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__.endswith("_") and not func.__name__.endswith("__"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def build_saved_model(checkpoint, path):
     """`build_model` for a checkpoint of `load_checkpoint`, still with random weights.
 
@@ -49,7 +59,7 @@ def build_saved_model(checkpoint, path):
         raise CheckpointError(
             f"{path}: unknown backbone {show(network['backbone'])}; known: {', '.join(BACKBONES)}"
         )
-    with torch.device("meta"):  # a size that no memory could hold costs nothing here
+    with torch.device("meta"), _NoInitialisation():  # of any size, this takes no memory
         expected = build_model(**network).state_dict()
     try:
         check_weights(checkpoint["model"], expected, "model")

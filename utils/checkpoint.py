@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -146,7 +147,9 @@ def _unpickle(file, path):
     """The content of an open file of torch.save; no code in it is run."""
     file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of this project (it holds more than tensors and numbers, "
