@@ -108,13 +108,18 @@ def frame_numbers(folder):
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
+def _is_range(numbers, count):
+    """Whether sorted numbers are 0 to `count` - 1; `count` may be huge."""
+    return len(numbers) == count and numbers == list(range(count))
+
+
 def find_flaw(folder, num_frames):
     """Why a frame folder is not complete, or None. num_frames: frames per video, 0 if they vary."""
     if not folder.is_dir():
         return "no folder"
     numbers = frame_numbers(folder)
     expected = num_frames or recorded_frames(folder) or max(numbers, default=0) + 1
-    return None if numbers == list(range(expected)) else f"{len(numbers)} of {expected} frames"
+    return None if _is_range(numbers, expected) else f"{len(numbers)} of {expected} frames"
 
 
 def find_state(video, folder, num_frames):
@@ -132,7 +137,7 @@ def find_state(video, folder, num_frames):
     if not record and source.get("mtime_ns", 0) > folder.stat().st_mtime_ns:
         return "changed"
     expected = record["frames"] if record else num_frames or len(numbers)
-    if not numbers or numbers != list(range(expected)):
+    if not numbers or not _is_range(numbers, expected):
         return "incomplete"
     return "complete" if record else "unrecorded"
 
