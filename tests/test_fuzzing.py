@@ -32,7 +32,7 @@ SIZES = pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.m
 
 
 def read_or_refuse(read, *arguments):
-    """(what `read(*arguments)` returns, None) or (None, its message): a short line that a terminal shows."""
+    """(what `read(*arguments)` returns, None), or (None, its message), which is one short line."""
     try:
         return read(*arguments), None
     except UserError as error:
@@ -60,7 +60,7 @@ ODD_TENSORS = (
 def make_state(seed=0):
     """A TrainState of a small network after one step of AdamW."""
     torch.manual_seed(seed)
-    model = build_model("r3d18", 4, width=0.02)
+    model = build_model("c3d", 4, width=0.02)
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     for parameter in model.parameters():
@@ -73,7 +73,7 @@ def make_state(seed=0):
 
 METADATA = {
     **checkpoint_content(),
-    "network": {"backbone": "r3d18", "bits": 4, "width": 0.02, "shortcut": "B", "dropout": 0.0},
+    "network": {"backbone": "c3d", "bits": 4, "width": 0.02, "shortcut": "B", "dropout": 0.0},
     "data": {"lists": "x", "frame size": [20, 24], "extraction": None, "processes": 1},
     "videos": {"train": ["a/b"], "val": []},
     "pretrained": None,
