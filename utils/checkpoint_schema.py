@@ -123,6 +123,7 @@ CHECKPOINT = schema.record(
 
 
 # The names of the tensors that optimisers keep for each parameter.
+CHOICES_OF_SPEED = ("fused", "foreach")  # of an optimiser, by device
 STATE_NAMES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 
 
@@ -184,6 +185,8 @@ def check_optimizer(state, optimizer):
             raise schema.SchemaError(f"{where} is not a state of {type(optimizer).__name__}")
         for name, value in saved.items():
             shape = () if name == "step" else parameters[index].shape
+            if value is None and names != STATE_NAMES["SGD"]:
+                raise schema.SchemaError(f"{where}.{name} must be a tensor, not None")
             if value is not None and value.shape != shape:
                 raise schema.SchemaError(
                     f"{where}.{name} is {tuple(value.shape)}, not {tuple(shape)}"
@@ -193,12 +196,13 @@ def check_optimizer(state, optimizer):
 def check_like(saved, current, where):
     """Raise SchemaError where values that two dicts have in common are of different kinds.
 
-    Numbers are one kind; True, False and None are another. Keys that only one of the two has are
-    allowed: versions of PyTorch differ in them.
+    Numbers are one kind; True, False and None are another. True must stay True, and False False.
+    Keys that only one of the two has are allowed: versions of PyTorch differ in them.
     """
     for key in current.keys() & saved.keys() - {"params"}:
         kinds = [_kind(values[key]) for values in (saved, current)]
-        if kinds[0] != kinds[1]:
+        is_flag = isinstance(current[key], bool) and key not in CHOICES_OF_SPEED
+        if kinds[0] != kinds[1] or (is_flag and saved[key] != current[key]):
             raise schema.SchemaError(f"{where}[{key!r}] is {schema.show(saved[key])}")
 
 

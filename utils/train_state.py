@@ -13,6 +13,7 @@ from utils import distributed
 from utils.checkpoint import CheckpointError, DamagedError, load_checkpoint, save_checkpoint
 from utils.checkpoint_schema import check_like, check_optimizer, check_weights
 from utils.errors import UserError
+from utils.files import printable
 from utils.schema import SchemaError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -172,7 +173,7 @@ class RunCheckpoints:
         )
         free = {f"--{name.replace('_', '-')}" for name in free}
         changed = [
-            f"{name} is {now[name]}, was {then[name]}"
+            f"{name} is {printable(now[name])[:200]}, was {printable(then[name])[:200]}"
             for name in now.keys() - free
             if name in then and then[name] != now[name]
         ]
