@@ -87,7 +87,7 @@ import torch
 from datasets.transforms import prepare
 from datasets.video import VideoError, read_clip, read_video
 from datasets.video_files import find_videos
-from models import build_model
+from models import build_saved_model
 from reports.page import PREVIEW_HEIGHT, preview, write_page
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder
@@ -131,7 +131,7 @@ def load_encoder(path, device, amp):
             f"{path}: written by an early version, which did not record the size of the frames; "
             "train again"
         )
-    model = build_model(**checkpoint["network"])
+    model = build_saved_model(checkpoint, path)
     model.load_state_dict(checkpoint["model"])
     transform = partial(prepare, preprocessing=preprocessing)
     metadata = {

@@ -2,12 +2,18 @@
 
 from functools import partial
 
+import torch
+from torch.overrides import TorchFunctionMode
+
 from models.c3d import C3D
 from models.hashing import HashingNetwork
 from models.pretrained import fill_backbone, load_pretrained
 from models.pretrained_formats import KINETICS
 from models.resnet3d import ResNet3D
+from utils.checkpoint import CheckpointError
+from utils.checkpoint_schema import check_weights
 from utils.errors import UserError
+from utils.schema import SchemaError, show
 
 BACKBONES = {
     "c3d": C3D,
@@ -31,6 +37,35 @@ def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0):
     else:
         options["shortcut"] = shortcut
     return HashingNetwork(BACKBONES[backbone](**options), bits, dropout=dropout)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Skip in-place operations on new tensors; the random ones would import half of PyTorch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__.endswith("_") and not func.__name__.endswith("__"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_saved_model(checkpoint, path):
+    """`build_model` for a checkpoint of `load_checkpoint`, still with random weights.
+
+    Raises CheckpointError unless the backbone is known and the saved weights fit the network.
+    path: for the message.
+    """
+    network = checkpoint["network"]
+    if network["backbone"] not in BACKBONES:
+        raise CheckpointError(
+            f"{path}: unknown backbone {show(network['backbone'])}; known: {', '.join(BACKBONES)}"
+        )
+    with torch.device("meta"), _NoInitialisation():  # of any size, this takes no memory
+        expected = build_model(**network).state_dict()
+    try:
+        check_weights(checkpoint["model"], expected, "model")
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: {error}; use another checkpoint") from error
+    return build_model(**network)
 
 
 def build_initial_model(settings, pretrained=None):
@@ -63,5 +98,6 @@ __all__ = [
     "HashingNetwork",
     "build_initial_model",
     "build_model",
+    "build_saved_model",
     "load_pretrained",
 ]

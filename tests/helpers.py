@@ -142,6 +142,23 @@ def extract_and_split(root, run_script):
     run_script("make_splits.py", "--dataset", "ucf101", *lists, *frames)
 
 
+# ==== checkpoints ====
+
+
+def checkpoint_content(weights=None):
+    """The least that a checkpoint contains; weights: dict of tensors."""
+    return {
+        "network": {"backbone": "r3d18", "bits": 12, "width": 0.0625, "shortcut": "B"},
+        "model": weights or {"w": torch.arange(6.0)},
+        "preprocessing": {
+            **{"clip_frames": 4, "frame_size": [20, 24], "size": 16, "crop": 0.875},
+            **{"mean": [0.4] * 3, "std": [0.2] * 3, "channels": "RGB", "range": 1.0},
+        },
+        "classes": ["a", "ü"],
+        "settings": {"frames": "frames", "splits": "splits", "seed": 0},
+    }
+
+
 def train_command(root, run, *flags):
     """The small training that most tests run, on the data of the fixture `demo` in `root`."""
     paths = "--frames", root / "frames", "--splits", root / "splits", "--output", run
