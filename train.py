@@ -32,7 +32,7 @@ from datasets.loaders import build_loaders
 from datasets.splits import SplitError, check_disjoint, read_classes, read_split
 from datasets.transforms import augment, prepare
 from losses import MINING
-from models import build_initial_model
+from models import build_initial_model, describe_normalisation
 from reports.figures import precision_at_figure, precision_recall_figure
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
@@ -332,7 +332,9 @@ def build_model(args, device):
     """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
-    model, settings, normalisation, source = build_initial_model(settings, args.pretrained)
+    model, settings, normalisation, source = build_initial_model(
+        settings, args.pretrained, args.normalisation
+    )
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
@@ -341,6 +343,8 @@ def build_model(args, device):
     to_device(model, device)
     if source:
         print_main(f"backbone from {source['file']} ({source['family']})")
+    if source or args.normalisation:
+        print_main(f"normalisation {describe_normalisation(normalisation)}")
     return model, {"network": settings, "pretrained": source}, normalisation
 
 
