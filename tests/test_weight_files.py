@@ -11,8 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from fuzzing import ODD_VALUES, cases, change_bytes
+from fuzzing import ODD_VALUES, cases, change_bytes, change_value
 
+from datasets.transforms import prepare
+from models import BACKBONES
 from models.pretrained import PretrainedError, fill_backbone, load_pretrained
 from models.pretrained_formats import KINETICS
 from models.resnet3d import ResNet3D
@@ -331,3 +333,20 @@ def test_changed_tensors_are_refused(kind, count, state, tmp_path):
         else:
             torch.save(content, path)
         assert outcome(path, backbone) is None, change
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_changed_settings_of_a_checkpoint_are_refused_or_valid(count, state, tmp_path):
+    path, backbone = tmp_path / "best.pt", tiny_backbone()
+    content = checkpoint_content(state)
+    for rng in cases(20, count):
+        settings = {key: content[key] for key in ("network", "preprocessing")}
+        changed, _, _ = change_value(settings, rng)
+        save_checkpoint(path, {**content, "network": None, "preprocessing": None, **changed})
+        found = outcome(path, backbone)
+        if found is not None:
+            name, shortcut, normalisation = found[0]
+            assert name in BACKBONES and shortcut in ("A", "B", None)
+            channels = torch.zeros(1, 1, 4, 4, 3, dtype=torch.uint8)
+            network_input = prepare(channels, {"size": 4, "crop": 1.0, **normalisation})
+            assert network_input.isfinite().all()
