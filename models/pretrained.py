@@ -173,8 +173,8 @@ def _from_checkpoint(content, file, sha256):
     return Pretrained(
         family="checkpoint of train.py",
         backbone=network["backbone"],
-        shortcut=None if network["backbone"] == "c3d" else network["shortcut"],
-        width=network["width"],
+        shortcut=None if network["backbone"] == "c3d" else network.get("shortcut", "B"),
+        width=network.get("width", 1.0),
         normalisation={
             key: content["preprocessing"][key] for key in ("mean", "std", "channels", "range")
         },

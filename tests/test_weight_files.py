@@ -14,7 +14,6 @@ import torch
 from fuzzing import ODD_VALUES, cases, change_bytes, change_value
 
 from datasets.transforms import prepare
-from models import BACKBONES
 from models.pretrained import PretrainedError, fill_backbone, load_pretrained
 from models.pretrained_formats import KINETICS
 from models.resnet3d import ResNet3D
@@ -222,7 +221,7 @@ def checkpoint_content(state):
         },
         "pretrained": None,
         "classes": ["a", "b"],
-        "settings": {"bits": 8},
+        "settings": {"frames": "frames", "splits": "splits", "seed": 0},
         "epoch": 1,
         "val_map": 0.5,
         "model": {
@@ -340,13 +339,12 @@ def test_changed_settings_of_a_checkpoint_are_refused_or_valid(count, state, tmp
     path, backbone = tmp_path / "best.pt", tiny_backbone()
     content = checkpoint_content(state)
     for rng in cases(20, count):
-        settings = {key: content[key] for key in ("network", "preprocessing")}
-        changed, _, _ = change_value(settings, rng)
-        save_checkpoint(path, {**content, "network": None, "preprocessing": None, **changed})
+        key = ("network", "preprocessing")[rng.integers(2)]
+        changed, _, _ = change_value(content[key], rng)
+        save_checkpoint(path, {**content, key: changed})
         found = outcome(path, backbone)
         if found is not None:
-            name, shortcut, normalisation = found[0]
-            assert name in BACKBONES and shortcut in ("A", "B", None)
-            channels = torch.zeros(1, 1, 4, 4, 3, dtype=torch.uint8)
-            network_input = prepare(channels, {"size": 4, "crop": 1.0, **normalisation})
-            assert network_input.isfinite().all()
+            _, shortcut, normalisation = found[0]
+            assert shortcut in ("A", "B", None)
+            clips = torch.zeros(1, 1, 4, 4, 3, dtype=torch.uint8)
+            prepare(clips, {"size": 4, "crop": 1.0, **normalisation})
