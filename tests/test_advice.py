@@ -83,6 +83,17 @@ def test_an_archive_in_the_folder_or_given_as_the_folder_is_named():
         find_videos("data/UCF-101")
 
 
+def test_a_folder_without_videos_suggests_one_beside_it():
+    make_videos("data/demo/videos")
+    make_files("data/demo/frames/Archery/v_Archery_g01_c01/000000.jpg")
+    with pytest.raises(UserError) as error:
+        find_videos("data/demo/frames")
+    message = "--videos data/demo/frames: no video there; did you mean data/demo/videos?"
+    assert str(error.value) == message
+    with pytest.raises(UserError, match="no video there .*avi"):
+        find_videos("data/demo/frames/Archery")
+
+
 def test_the_class_archives_of_hmdb51_are_unpacked_by_one_loop():
     make_files(*(f"data/hmdb51_org/{name}.rar" for name in ("brush_hair", "cartwheel", "catch")))
     message = refuse(extract, "--videos", "data/hmdb51_org", "--frames", "frames")
