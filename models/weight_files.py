@@ -98,8 +98,8 @@ def _read_pytorch(data):
         if needs is None:
             raise _damaged("not a PyTorch file", error) from error
         raise PretrainedError(
-            f"refused, because loading it could run code: it needs "
-            f"{printable(needs[1])}; save only model.state_dict()"
+            "refused, because loading it could run code: it needs "
+            f"{printable(needs[1])[:LONGEST_REASON]}; save only model.state_dict()"
         ) from error
     except Exception as error:  # bytes that are no pickle can raise any exception
         raise _damaged("not a PyTorch file", error) from error
@@ -115,7 +115,7 @@ def _check_archive(data):
             is_plain = is_plain and len(names) == len(records)
             damaged = archive.testzip() if is_plain and has_checksums else None
     except Exception as error:  # zipfile raises many kinds
-        raise _damaged("a download that was interrupted", error) from error
+        raise _damaged("incomplete", error) from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise PretrainedError(
             "a TorchScript archive; save torch.jit.load(FILE).state_dict() "
@@ -123,10 +123,13 @@ def _check_archive(data):
         )
     if not any(name.endswith("/data.pkl") for name in names):
         raise PretrainedError("a ZIP archive that torch.save did not write; unpack it first")
-    if damaged or not is_plain:
+    if not is_plain:
         raise PretrainedError(
-            f"damaged (the checksum of {printable(damaged or 'a record')} is "
-            "wrong); download it again"
+            "a ZIP archive with compressed or duplicate records; pass a file that torch.save wrote"
+        )
+    if damaged:
+        raise PretrainedError(
+            f"damaged (the checksum of {printable(damaged)} is wrong); download it again"
         )
 
 
@@ -154,4 +157,4 @@ def _damaged(alternative, error):
     known = re.search(r"(Unsupported|Trying|Can only)[^\n]*", str(error))  # in PyTorch's long text
     lines = (known[0] if known else str(error)).splitlines() or [type(error).__name__]
     reason = printable(re.sub(r"\x1b\[\d*m", "", lines[0])[:LONGEST_REASON])
-    return PretrainedError(f"damaged, or {alternative} ({reason})")
+    return PretrainedError(f"damaged, or {alternative} ({reason}); download it again")

@@ -1,11 +1,9 @@
 """Pretrained files of every format: features equal those of an independent forward pass."""
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torchvision
 from helpers import train_command
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
@@ -20,7 +18,7 @@ from weight_files import (
 
 from datasets.transforms import prepare
 from models import BACKBONES, NORMALISATIONS, build_initial_model, describe_normalisation
-from models.pretrained import PretrainedError, load_pretrained
+from models.pretrained import load_pretrained
 
 SETTINGS = {"bits": 8, "width": 1.0, "shortcut": None, "dropout": 0.0}
 
@@ -254,27 +252,6 @@ def test_training_prints_the_normalisation(demo, hara_files, tmp_path, run_scrip
     assert "normalisation hara2017 (RGB from 0 to 255, mean 114.775 107.735 99.475, " in printed
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert checkpoint["preprocessing"]["mean"] == [114.7748, 107.7354, 99.4750]
-
-
-# ==== other files ====
-
-
-def test_a_name_is_read_from_the_cache_of_torch_hub(tmp_path, monkeypatch):
-    """Nothing is downloaded; a file that does not have the hash in its name is refused."""
-    path = tmp_path / "r3d_18.pth"
-    torch.save(r3d_18().state_dict(), path)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    cached = tmp_path / "checkpoints" / f"r3d_18-{sha256[:8]}.pth"
-    cached.parent.mkdir()
-    path.rename(cached)
-    weight = SimpleNamespace(url=f"https://nowhere.invalid/{cached.name}")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torchvision.models, "get_weight", lambda _: weight)
-    weights = load_pretrained("r3d18_kinetics400")
-    assert (weights.backbone, weights.file) == ("r3d18", cached.name)
-    cached.write_bytes(cached.read_bytes()[:100_000])
-    with pytest.raises(PretrainedError, match="delete it and download it again"):
-        load_pretrained("r3d18_kinetics400")
 
 
 # ==== fine-tuning and cost ====
