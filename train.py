@@ -342,7 +342,8 @@ def prepare_model(args, device):
     model.freeze(args.freeze_until, args.freeze_batch_norm)
     to_device(model, device)
     if source:
-        print_main(f"backbone from {source['file']} ({source['family']})")
+        origin = f"{source['family']}, SHA-256 {source['sha256']}"
+        print_main(f"backbone from {source['file']} ({origin})")
     if source or args.normalisation:
         print_main(f"normalisation {describe_normalisation(normalisation)}")
     return model, {"network": settings, "pretrained": source}, normalisation

@@ -248,7 +248,8 @@ def test_training_prints_the_normalisation(demo, hara_files, tmp_path, run_scrip
     flags = "--width", 1, "--pretrained", hara_files[0] / "Hara 2018.pth", "--epochs", 1
     flags = *flags, "--normalisation", "hara2017"
     printed = run_script(*train_command(demo, tmp_path / "run", *flags)).stdout
-    assert "backbone from Hara 2018.pth (Hara 2018)\n" in printed
+    sha256 = hashlib.sha256((hara_files[0] / "Hara 2018.pth").read_bytes()).hexdigest()
+    assert f"backbone from Hara 2018.pth (Hara 2018, SHA-256 {sha256})\n" in printed
     assert "normalisation hara2017 (RGB from 0 to 255, mean 114.775 107.735 99.475, " in printed
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert checkpoint["preprocessing"]["mean"] == [114.7748, 107.7354, 99.4750]
