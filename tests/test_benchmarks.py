@@ -10,6 +10,8 @@ import torch
 from benchmarks import gpu, gpu_measurements, step
 from models import BACKBONES
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

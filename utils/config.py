@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         known = [name.replace("_", "-") for name in known]
         for word in argv:
             name = word.removeprefix("--").removeprefix("no-").partition("=")[0]
-            if word.startswith("--") and name not in known:
+            is_flag = word.startswith("--") and " " not in word.partition("=")[0]
+            if is_flag and word != "--" and name not in known:
                 self.error(f"unknown flag {word}{_suggest(name, known, '--')}")
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
