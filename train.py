@@ -37,7 +37,7 @@ from datasets.splits import (
 )
 from datasets.transforms import augment, prepare
 from losses import MINING
-from models import build_initial_model
+from models import build_initial_model, describe_normalisation
 from reports.figures import precision_at_figure, precision_recall_figure
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
@@ -339,7 +339,9 @@ def prepare_model(args, device):
     """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
-    model, settings, normalisation, source = build_initial_model(settings, args.pretrained)
+    model, settings, normalisation, source = build_initial_model(
+        settings, args.pretrained, args.normalisation
+    )
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
@@ -347,7 +349,10 @@ def prepare_model(args, device):
     model.freeze(args.freeze_until, args.freeze_batch_norm)
     to_device(model, device)
     if source:
-        print_main(f"backbone from {source['file']} ({source['family']})")
+        origin = f"{source['family']}, SHA-256 {source['sha256']}"
+        print_main(f"backbone from {source['file']} ({origin})")
+    if source or args.normalisation:
+        print_main(f"normalisation {describe_normalisation(normalisation)}")
     return model, {"network": settings, "pretrained": source}, normalisation
 
 
