@@ -8,6 +8,11 @@ new, changed and incomplete videos are extracted. Videos that cannot be read are
 listed with the reasons in <frames>/failures.csv.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import argparse
 import shutil
 import sys

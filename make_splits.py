@@ -13,6 +13,11 @@ from the training videos in whole groups (videos cut from one recording),
 because near-duplicates leak between random splits.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import argparse
 import sys
 from collections import Counter
@@ -25,8 +30,8 @@ from datasets.groups import divide, hold_out
 from datasets.video_files import has_class_videos
 from utils.argtypes import number
 from utils.config import Parser
-from utils.errors import UserError, exit_on_user_error
-from utils.files import check_writable, printable, write_text
+from utils.errors import UserError, exit_on_user_error, printable
+from utils.files import check_writable, write_text
 from utils.terminal import safe_streams
 
 

@@ -9,6 +9,11 @@ query_codes, query_labels, database_codes, database_labels. Several files of
 either kind are compared in one table.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -90,7 +95,7 @@ from retrieval.hamming import nearest
 from retrieval.metrics import evaluate
 from utils import distributed
 from utils.checkpoint import find_checkpoint, load_checkpoint
-from utils.errors import UserError, exit_on_user_error
+from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, write_text
 from utils.terminal import safe_streams
 
@@ -156,7 +161,7 @@ def check_lists(checkpoint, queries, database, splits):
 
 def warn(message):
     if distributed.is_main():
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        tqdm.write(printable(f"warning: {message}"), file=sys.stderr)
 
 
 # ==== encoding and measuring ====

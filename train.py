@@ -9,6 +9,11 @@ validation mAP), metrics.jsonl (a line per epoch) and TensorBoard files. The
 same command resumes an interrupted run.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 from configs.flags import FREE_TO_CHANGE, MEMORY_FLAGS, parse_train_flags
 
 if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant

@@ -133,7 +133,12 @@ REFUSED = [
     ("label matrix", labels(2 * MULTI, MULTI), None, "holds only 0 and 1"),
     ("name count", {"query_names": np.array(["a"])}, None, "query_names must be 4 strings"),
     ("name type", {"query_names": np.arange(4)}, None, "query_names must be 4 strings"),
-    ("integers", {"query_codes": np.full((4, 12), 7)}, None, "from -1 to 7 are not codes"),
+    (
+        "integers",
+        {"query_codes": np.full((4, 12), 7)},
+        None,
+        "query_codes: whole numbers from 7 to 7",
+    ),
     ("no signs", codes(BITS * 0.9), None, "0.5 for sigmoid"),
     ("wrong bits", {}, 16, "12 columns, not 16"),
     ("packed, no bits", codes(PACKED), None, "--bits"),

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 
 DISK_ERRORS = (
@@ -20,14 +21,22 @@ def exit_on_user_error(script, memory_flags):
     """Exit with the line `script: reason` if the body raises an error that the user can fix.
 
     These are UserError, Ctrl-C, and the errors that `explain` knows. Any other error is a bug and
-    keeps its traceback; with the environment variable TRACEBACK all errors do.
+    keeps its traceback; with the environment variable TRACEBACK all errors do. Names in the line
+    are escaped, so that they cannot control the terminal.
     memory_flags: names of flags that a user should lower if memory is exhausted.
     """
     if os.environ.get("TRACEBACK"):
         yield
         return
+    is_deadly = signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # by `die_on_ctrl_c`
+    if is_deadly:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            stop.code = printable(stop.code)
+        raise
     except KeyboardInterrupt:
         sys.exit(f"\n{script}: interrupted; rerun to resume")
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
@@ -37,12 +46,33 @@ def exit_on_user_error(script, memory_flags):
         reason = str(error).rstrip()
         if "Original Traceback" in reason:  # PyTorch's form of an error in a worker process
             reason = reason.splitlines()[-1].partition(": ")[2]
-        sys.exit(f"{script}: {reason}")
+        sys.exit(printable(f"{script}: {reason}"))
     except (OSError, RuntimeError, MemoryError, EOFError) as error:
         reason = explain(error, memory_flags)
         if reason is None:
             raise
-        sys.exit(f"{script}: {reason}")
+        sys.exit(printable(f"{script}: {reason}"))
+    finally:
+        if is_deadly:
+            die_on_ctrl_c()
+
+
+def die_on_ctrl_c():
+    """From now on Ctrl-C ends this process without a traceback, as before `main` and after it.
+
+    A script calls this before its slow imports. Ctrl-C stays ignored where it is, as under nohup.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def printable(text):
+    """`text` as one line; control characters and undecodable bytes become escapes such as \\x1b."""
+    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
+
+
+def _escape(character):
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def explain(error, memory_flags):
