@@ -175,7 +175,7 @@ def write_lists(folder, classes, splits):
         path = folder / f"{split}.txt"
         write_text(path, "".join(f"{video.name} {video.label}\n" for video in videos))
         groups = len({video.group for video in videos})
-        print(f"{split:5} {len(videos):6} videos {groups:5} groups  {path}")
+        print(f"{split:5} {len(videos):6} videos {groups:5} groups  {printable(path)}")
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
@@ -184,7 +184,7 @@ def print_notes(classes, splits, shared, has_groups):
     if shared:
         print(
             f"note: in the official lists {len(shared)} groups are both in train and test, such as "
-            f"{shared[0]}"
+            f"{printable(shared[0])}"
         )
     else:
         print(f"{len(classes)} classes; no video and no group is in two lists")

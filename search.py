@@ -307,7 +307,8 @@ def is_same_file(path, other):
 
 
 def print_results(searches):
-    classes = [result["class"] or "-" for found in searches for result in found["results"]]
+    results = [result for found in searches for result in found["results"]]
+    classes = [printable(result["class"] or "-") for result in results]
     width = max(map(len, ["class", *classes]))
     for found in searches:
         print(f"\n{printable(found['path'])}\nrank  bits  {'class':<{width}}  path")

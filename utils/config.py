@@ -7,6 +7,8 @@ import sys
 
 import yaml
 
+from utils.errors import printable
+
 MOST_COLUMNS = 80
 
 
@@ -68,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with status 2."""
         message = message.removeprefix("argument ")
         source = f"{self.config} and " if self.config else ""
-        self.exit(2, f"{self.prog}: {message}; see {source}--help\n")
+        self.exit(2, printable(f"{self.prog}: {message}; see {source}--help") + "\n")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

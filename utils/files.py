@@ -77,6 +77,15 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
+def is_utf8(path):
+    """Whether the bytes of a path are UTF-8, which TensorBoard requires."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_failures(path, failures):
     """Write {video: reason} as a sorted CSV table; remove the file if there are none."""
     if not failures:
