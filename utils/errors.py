@@ -10,6 +10,7 @@ DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EACCES, errno.EPERM, errno.EIO),
 )
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
 class UserError(ValueError):
@@ -25,12 +26,12 @@ def exit_on_user_error(script, memory_flags):
     are escaped, so that they cannot control the terminal.
     memory_flags: names of flags that a user should lower if memory is exhausted.
     """
-    if os.environ.get("TRACEBACK"):
-        yield
-        return
     is_deadly = signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # by `die_on_ctrl_c`
     if is_deadly:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.get("TRACEBACK"):
+        yield
+        return
     try:
         yield
     except SystemExit as stop:
@@ -78,6 +79,12 @@ def _escape(character):
 def explain(error, memory_flags):
     """The cause and remedy of an error of the system or of PyTorch, or None for a bug."""
     text = f"{type(error).__name__}: {error}".lower()
+    if lacks_shared_memory(error, text):
+        return (
+            f"{SHARED_MEMORY}, through which processes exchange clips, is too small "
+            f"({shared_memory()}); in Docker use --shm-size 8g, elsewhere enlarge it or use "
+            "--workers 0"
+        )
     if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
         return str(error)
     if any(sign in text for sign in ("outofmemory", "out of memory", "memoryerror", "t allocate")):
@@ -87,13 +94,35 @@ def explain(error, memory_flags):
     if "dataloader worker" in text or isinstance(error, ConnectionError) or is_bare_eof:
         return (
             "a process that reads frames was killed: memory is exhausted (lower --workers) or "
-            "/dev/shm is full (in Docker: --shm-size 8g)"
+            f"{SHARED_MEMORY} is full ({shared_memory()}; in Docker: --shm-size 8g)"
         )
     if "pytorchstreamwriter" in text or "unexpected pos" in text:
         return "a file could not be written completely (is the disk full?); the earlier one is kept"
     if is_lost_connection(error):
         return "another process of this run failed; see its message above"
     return None
+
+
+def lacks_shared_memory(error, text):
+    """Whether an error means that /dev/shm is full. text: its type and message in lower case."""
+    if any(sign in text for sign in ("bus error", "shared memory", "</torch_")):
+        return True
+    is_of_no_file = "no space left" in text and not getattr(error, "filename", None)
+    return is_of_no_file and os.path.isdir(SHARED_MEMORY) and _free_space(SHARED_MEMORY) < 2**20
+
+
+def shared_memory():
+    """The size of /dev/shm as text."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return "absent"
+    return f"{status.f_blocks * status.f_frsize / 1e6:.3g} MB"
+
+
+def _free_space(folder):
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 def is_lost_connection(error):
