@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 export TQDM_MININTERVAL ?= 1
 
 define DEMO_DONE
@@ -16,7 +17,7 @@ and open found.html in a browser.
 endef
 export DEMO_DONE
 
-.PHONY: demo test test-all lint benchmark-gpu clean
+.PHONY: demo test test-fast test-all lint benchmark-gpu clean
 
 demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a few minutes
 	$(RUN) -m datasets.synthetic --output data/demo
@@ -27,11 +28,14 @@ demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a
 	$(RUN) test.py --checkpoint runs/demo/best.pt --untrained
 	@printf '%s\n' "$$DEMO_DONE"
 
-test: $(VENV)/ready-dev lint  ## the tests, without the slow ones
-	$(RUN) -m pytest -m "not slow"
+test: $(VENV)/ready-dev lint  ## the tests, without the slow ones, on at most four cores
+	$(RUN) -m pytest $(PARALLEL) -m "not slow"
+
+test-fast: $(VENV)/ready-dev  ## the tests that start no scripts, for use while editing
+	$(RUN) -m pytest $(PARALLEL) -m "not slow and not scripts"
 
 test-all: $(VENV)/ready-dev lint  ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .

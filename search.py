@@ -1,8 +1,8 @@
 """Find videos of the same action by the Hamming distance of their codes.
 
     python search.py index --checkpoint runs/demo/best.pt \\
-        --videos data/demo/videos --output data/demo/videos.index
-    python search.py query --index data/demo/videos.index \\
+        --videos data/demo/videos --output data/demo/index
+    python search.py query --index data/demo/index \\
         --video clip.mp4 --top 8 --html found.html
 
 `index` encodes all videos below a folder. The same command updates the index:

@@ -23,7 +23,7 @@ from utils.config import Parser
 
 
 def build_parser():
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, main_flag="--checkpoint")
     add = parser.add
     count, count_or_0 = number(int, least=1), number(int, least=0)
     files = {"nargs": "+", "default": []}
@@ -175,7 +175,7 @@ def encode_datasets(model, queries, database, checkpoint, device, args):
     for side, dataset in (("query", queries), ("database", database)):
         indices = range(distributed.rank(), len(dataset), distributed.world_size())
         loader = ClipLoader(dataset, args.workers, batch_size=args.batch_size, sampler=indices)
-        codes = encode(encoder, loader, side)
+        codes = encode(encoder, loader, f"encoding {side}")
         items[f"{side}_codes"] = distributed.gather_rows(codes, len(dataset))
         items[f"{side}_labels"] = torch.tensor(dataset.labels)
         items[f"{side}_names"] = dataset.names

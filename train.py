@@ -1,4 +1,4 @@
-"""Train a 3D network that gives videos of the same action similar hash codes.
+r"""Train a 3D network that gives videos of the same action similar hash codes.
 
     python train.py --config configs/ucf101.yaml
     python train.py --config configs/folder.yaml --frames data/mine/frames \
@@ -333,7 +333,7 @@ def describe_run(model, device, train_set, val_set, classes, args):
 # ==== main ====
 
 
-def build_model(args, device):
+def prepare_model(args, device):
     """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
@@ -370,7 +370,7 @@ def main(args):
     train_loader, *eval_loaders = build_loaders(train_set, val_set, args, *world)
 
     # ==== model ====
-    model, metadata, normalisation = build_model(args, device)
+    model, metadata, normalisation = prepare_model(args, device)
     preprocessing, train_transform, test_transform = build_transforms(
         args, train_set.frame_size, normalisation
     )

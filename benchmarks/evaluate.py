@@ -8,7 +8,8 @@ The usual evaluation, as published with CSQ, DeepHash and their successors: for
 each query, NumPy products with the codes and with the one-hot labels of the
 database, one argsort, AP over the relevant items found in the top R. It returns
 one number, for one arbitrary order of ties. "lean" is the same with labels
-compared as integers. Ours returns every metric of `evaluate`.
+compared as integers. Ours returns every metric of `evaluate`; "single" is ours
+without counting each item for two queries at once (retrieval/hamming.py).
 
 Each evaluation is measured in a process of its own. Seconds are the median of
 --runs after one warm-up (a single run at the largest scales); memory is the
@@ -68,7 +69,7 @@ def compare(args):
     """Measure each evaluation in its own process and print a row for each."""
     ours = None
     for worker, (label, _) in WORKERS.items():
-        if args.scale and worker == "lean":
+        if args.scale and worker in ("lean", "single"):
             continue
         result = run_worker(worker, args)
         ours = ours or result
@@ -102,11 +103,12 @@ def measure(args):
     before = peak_mib()
     codes = read_codes(args.codes) if args.codes else planted_codes(args)
     queries = len(codes[0])
-    estimated = args.scale and args.worker != "ours"
+    is_ours = args.worker in ("ours", "single")
+    estimated = args.scale and not is_ours
     if estimated:
         codes[:2] = codes[0][:ARGSORT_QUERIES], codes[1][:ARGSORT_QUERIES]
     _, run = WORKERS[args.worker]
-    arguments = codes if args.worker == "ours" else usual_arrays(*codes)
+    arguments = codes if is_ours else usual_arrays(*codes)
     is_large = len(codes[2]) * len(codes[0]) > 1e8
     seconds = []
     for _ in range(1 if is_large else args.runs + 1):
@@ -171,6 +173,13 @@ def ours(query_codes, query_labels, database_codes, database_labels, top_r):
     return metrics["map_at_r_found"]
 
 
+def ours_single(*arguments):
+    from retrieval import hamming
+
+    hamming.queries_per_count = lambda bins, items: 1
+    return ours(*arguments)
+
+
 def argsort_one_hot(query_codes, query_labels, database_codes, database_labels, top_r):
     classes = np.eye(1 + max(query_labels.max(), database_labels.max()), dtype=np.float32)
     query_labels, database_labels = classes[query_labels], classes[database_labels]
@@ -197,6 +206,7 @@ def average_precision(code, relevant, database_codes, top_r):
 
 WORKERS = {  # name: (label, function of the codes and labels)
     "ours": ("ours, every metric", ours),
+    "single": ("ours, single queries", ours_single),
     "argsort": ("argsort, one metric", argsort_one_hot),
     "lean": ("argsort, lean", argsort_lean),
 }

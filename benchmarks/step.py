@@ -1,6 +1,6 @@
-"""Training speed of each backbone, and the fraction of the device's peak it reaches.
+"""Training speed of each backbone, and its fraction of the device's peak.
 
-    python -m benchmarks.step                    # a GPU, or small sizes on a CPU
+    python -m benchmarks.step              # a GPU, or small sizes on a CPU
     python -m benchmarks.step --size 112 --clip-frames 16 --batch 64 --width 1
 
 A step is that of train.py: augmentation of uint8 clips on the device, forward

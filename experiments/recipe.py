@@ -1,6 +1,6 @@
-"""Compare settings of the loss, the batches, the codes, the network and the input.
+r"""Compare settings of the loss, the batches, the codes, the network and the input.
 
-    python -m experiments.recipe features --output results/features \\
+    python -m experiments.recipe features --output results/features \
         --features ucf101_vgg16_14classes.npz
     python -m experiments.recipe clips --output results/clips --frames frames
 

@@ -1,4 +1,4 @@
-"""Encoding a data set into approximate hash codes, and ranking one data set for another."""
+"""Encoding clips into approximate hash codes, for validation, test.py and search.py."""
 
 import torch
 
@@ -7,11 +7,11 @@ from utils.terminal import progress
 
 
 def build_encoder(model, transform, device, amp=True):
-    """Prepare a network for inference, as validation, test.py and search.py all use it.
+    """Prepare a model for inference.
 
-    model: clips (B, 3, T, H, W) -> (B, K). It is moved to `device` and put in evaluation mode, so
-    prepare it again after every training epoch.
-    transform: from uint8 clips, on `device`, to the model's input. amp: mixed precision on GPUs.
+    model: clips (B, 3, T, H, W) -> (B, K). It is moved to `device` and set to evaluation mode; call
+    `build_encoder` again after further training. transform: uint8 clips, on `device`, to the input
+    of the model. amp: whether to use mixed precision on GPUs.
     Returns a function: uint8 clips (B, T, H, W, 3) -> approximate codes (B, K) float32 on `device`.
     """
     to_device(model, device)
@@ -29,10 +29,10 @@ def build_encoder(model, transform, device, amp=True):
 
 
 def encode(encoder, loader, description="encoding"):
-    """Approximate hash codes of every clip of `loader`, in its order.
+    """Approximate hash codes of all clips of `loader`, in its order.
 
-    encoder: from `build_encoder`. loader: gives (B, T, H, W, 3) uint8 clips and labels.
-    Returns (N, K) float32 on the CPU, or None where there is no clip.
+    encoder: from `build_encoder`. loader: yields uint8 clips (B, T, H, W, 3) and labels.
+    Returns (N, K) float32 on the CPU, or None if there are no clips.
     """
     batches = progress(loader, description, unit="batch", leave=False)
     codes = [encoder(clips) for clips, _ in batches]

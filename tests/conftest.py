@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"run_script", "start_script"} & set(item.fixturenames):
             item.add_marker(pytest.mark.scripts)
+
+
+@pytest.fixture(autouse=True)
+def no_unmarked_programs(request, monkeypatch):
+    """A test without the mark `scripts` fails when it starts a program."""
+
+    def refuse(*_, **__):
+        raise AssertionError("mark this test with pytest.mark.scripts, since it starts a program")
+
+    if not request.node.get_closest_marker("scripts"):
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 @pytest.fixture(scope="session")

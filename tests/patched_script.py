@@ -1,9 +1,9 @@
-"""Run a script with parts of it replaced: `python tests/patched_script.py NAME=VALUE SCRIPT ...`
+"""Run a script with patches: `python tests/patched_script.py NAME=VALUE SCRIPT ...`
 
-precision=float16  the dtype of mixed precision, whatever the device has
-kill=N             the process kills itself after step N, before that step is saved
-no_waiting=A:B     steps A to B (from 1) fail where they wait for the GPU
-losses=FOLDER      each process writes the loss of every step into FOLDER/RANK.txt
+precision=float16  use this dtype for mixed precision on any device
+kill=N             kill the process after step N, before that step is saved
+no_waiting=A:B     steps A to B (from 1) fail if they wait for the GPU
+losses=FOLDER      each process writes the loss of every step to FOLDER/RANK.txt
 """
 
 import os
@@ -25,7 +25,7 @@ def precision(value):
 
 
 def before_each_check(action):
-    """Call `action` with the number of steps done, whenever train.py has done one."""
+    """Call `action` with the number of steps done, after each step of train.py."""
     from utils.checkpoint import CheckpointTimer
 
     check = CheckpointTimer.check
@@ -49,7 +49,7 @@ def no_waiting(value):
     first, last = map(int, value.split(":"))
 
     def act(step):
-        is_forbidden = first <= step + 1 <= last  # the step that now begins
+        is_forbidden = first <= step + 1 <= last  # the next step
         torch.cuda.set_sync_debug_mode("error" if is_forbidden else "default")
         if step == last:
             print(f"steps {first} to {last} did not wait", flush=True)

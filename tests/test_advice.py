@@ -83,6 +83,18 @@ def test_an_archive_in_the_folder_or_given_as_the_folder_is_named():
         find_videos("data/UCF-101")
 
 
+def test_a_folder_without_videos_suggests_one_beside_it():
+    make_videos("data/demo/videos")
+    make_files("data/demo/frames/Archery/v_Archery_g01_c01/000000.jpg")
+    with pytest.raises(UserError) as error:
+        find_videos("data/demo/frames")
+    message = "--videos data/demo/frames: no video there; did you mean data/demo/videos?"
+    assert str(error.value) == message
+    with pytest.raises(UserError, match="no video there .*avi"):
+        find_videos("data/demo/frames/Archery")
+
+
+@pytest.mark.scripts
 def test_the_class_archives_of_hmdb51_are_unpacked_by_one_loop():
     make_files(*(f"data/hmdb51_org/{name}.rar" for name in ("brush_hair", "cartwheel", "catch")))
     message = refuse(extract, "--videos", "data/hmdb51_org", "--frames", "frames")
@@ -205,6 +217,7 @@ def test_outputs_that_cannot_be_written_fail_before_the_work(lists):
         make_splits.main(make_splits.build_parser().parse_args([*flags, "--output", "file"]))
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize("module", ["extract_frames", "make_splits", "datasets.synthetic"])
 def test_scripts_of_the_data_do_not_import_pytorch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -19,6 +19,8 @@ from datasets.video import VideoError, iterate_video, read_video
 from retrieval.index import Index
 from utils.process_pool import run_jobs
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory):

@@ -10,6 +10,8 @@ import torch
 from benchmarks import gpu, gpu_measurements, step
 from models import BACKBONES
 
+pytestmark = pytest.mark.scripts
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -51,6 +53,7 @@ def run_gpu(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.scripts
 def test_every_measurement_of_the_gpu_benchmark_returns_figures(run_gpu, capsys):
     status, report, table = run_gpu()
     records = report["measurements"]
@@ -91,7 +94,7 @@ def test_measurements_end_in_time(monkeypatch):
     monkeypatch.setattr(gpu, "MEASUREMENTS", measurements)
     settings = argparse.Namespace(figures={}, device=torch.device("cpu"))
     records = {}
-    gpu.run_measurements(settings, time.monotonic() + 1, records, save=lambda: None)
+    gpu.run_measurements(settings, time.monotonic() + 3, records, save=lambda: None)
     assert [record["state"] for record in records.values()] == ["failed", "failed", "skipped"]
     assert records["fails"]["reason"] == "OutOfMemoryError: CUDA out of memory."
     assert records["hangs"]["reason"].startswith("OutOfTimeError: stopped after ")
@@ -119,6 +122,7 @@ def test_a_killed_gpu_benchmark_keeps_the_earlier_figures(run_gpu, monkeypatch, 
     assert records["two"] == {"state": "started"}
 
 
+@pytest.mark.scripts
 def test_a_failed_script_in_the_gpu_benchmark_is_reported_by_its_last_line():
     with pytest.raises(RuntimeError, match="make_splits.py ended with status 2: .*required"):
         gpu_measurements.run_script(["make_splits.py"], {})

@@ -1,9 +1,15 @@
 """Flags and configs: one parser checks both, and command-line flags override a config."""
 
 import argparse
+import sys
 
 import pytest
 
+import extract_frames
+import make_splits
+import search
+import test
+import train
 from configs import flags
 from losses import DISTANCES, MINING
 from models import BACKBONES
@@ -81,6 +87,7 @@ def test_a_missing_file_is_refused(parser, capsys):
     [
         (["--frames", "x", "--batch-siz", "4"], "unknown flag --batch-siz; did you mean --batch-s"),
         (["--frames", "x", "--zzz"], "unknown flag --zzz; see --help"),
+        (["--frame", "x"], "unknown flag --frame; did you mean --frames?"),
         (["--frames", "x", "y"], "unexpected argument 'y'"),
         (["configs/demo.yaml"], "did you mean --config configs/demo.yaml?"),
         (["--batch-size", "nan"], "must be a whole number"),
@@ -113,10 +120,15 @@ def test_numbers_are_in_their_range(kind, bounds, right, wrong):
 
 def test_help_fits_80_columns_and_names_every_default(parser, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    for text in (parser.format_help(), flags.build_parser("Doc.").format_help()):
+    monkeypatch.setattr(sys, "argv", ["search.py"])
+    assert "(default: 128 171)" in parser.format_help()
+    parsers = [parser, flags.build_parser(train.__doc__), test.build_parser()]
+    parsers += [search.build_parser(), *search.build_parser().commands.values()]
+    parsers += [extract_frames.build_parser(), make_splits.build_parser()]
+    for each in parsers:
+        text = each.format_help()
         assert max(map(len, text.splitlines())) <= 80
         assert "None" not in text and "True" not in text and "False" not in text
-    assert "(default: 128 171)" in parser.format_help()
 
 
 @pytest.mark.parametrize("name", ["demo", "folder", "ucf101", "hmdb51", "reference"])

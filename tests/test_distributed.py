@@ -131,6 +131,15 @@ def test_all_processes_have_the_mean_of_their_statistics(count, tmp_path):
 # ==== the scripts ====
 
 
+def run_script_ranks(count, folder, command, patch=None):
+    """Run a script as torchrun does, in processes that have imported PyTorch.
+
+    Returns [(exit status, output)] in the order of ranks.
+    """
+    processes = start_ranks(count, folder, run_main, tuple(map(str, command)), patch)
+    return [(process.wait(), process.output()) for process in processes]
+
+
 def test_torchrun_trains_and_tests_as_one(demo, tmp_path, run_script):
     """Odd numbers of videos, so that processes have unequal numbers of them."""
     run = tmp_path / "run"
@@ -139,7 +148,8 @@ def test_torchrun_trains_and_tests_as_one(demo, tmp_path, run_script):
     assert result.stdout.count("val mAP") == 3, "only one process prints"
     assert [record["epoch"] for record in read_log(run)] == [0, 1, 2]
     tested = "test.py", "--checkpoint", run / "last.pt", "--pictures", 0, "--output"
-    run_script(*TORCHRUN, 2, *tested, tmp_path / "two")
+    ended = run_script_ranks(2, tmp_path, (*tested, tmp_path / "two"))
+    assert [status for status, _ in ended] == [0, 0], ended
     run_script(*tested, tmp_path / "one")
     one, two = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
@@ -147,23 +157,17 @@ def test_torchrun_trains_and_tests_as_one(demo, tmp_path, run_script):
     assert one == two and one["queries"] == 6
 
 
-def run_train_ranks(count, folder, command, patch=None):
-    """Run train.py as torchrun does, in processes that have imported PyTorch: their outputs."""
-    processes = start_ranks(count, folder, run_main, tuple(map(str, command)), patch)
-    return [(process.wait(), process.output()) for process in processes]
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_all_processes_validate_the_network_that_is_saved(count, demo, tmp_path):
     """Also: the finished run stays as it is."""
     command = train_command(demo, tmp_path / "run", "--epochs", 1, "--workers", 0)
-    ended = run_train_ranks(count, tmp_path, command, save_validated_weights)
+    ended = run_script_ranks(count, tmp_path, command, save_validated_weights)
     assert [status for status, _ in ended] == [0] * count, ended
     saved = weights(tmp_path / "run" / "best.pt")
     for rank in range(count):
         state = torch.load(tmp_path / "run" / f"validated{rank}.pt", weights_only=True)
         assert same_weights(state, saved)
-    ended = run_train_ranks(count, tmp_path / "again", command)
+    ended = run_script_ranks(count, tmp_path / "again", command)
     assert [status for status, _ in ended] == [0] * count and "resuming" in ended[0][1]
     assert same_weights(weights(tmp_path / "run" / "best.pt"), saved)
 
@@ -182,5 +186,5 @@ def save_validated_weights():
 
 def test_batches_that_two_processes_cannot_divide_are_refused(demo, tmp_path):
     command = train_command(demo, tmp_path / "run", "--classes-per-batch", 3)
-    for status, output in run_train_ranks(2, tmp_path, command):
-        assert status == 1 and "3 x 3 clips cannot be divided among 2 processes" in output
+    for status, output in run_script_ranks(2, tmp_path, command):
+        assert status == 1 and "3 x 3 clips per batch cannot be divided among 2 processes" in output

@@ -1,8 +1,8 @@
-"""What needs a GPU: the real train.py and test.py on one, with NCCL on two.
+"""train.py, test.py and search.py on a GPU, and with NCCL on two.
 
     python -m pytest tests/test_gpu.py
 
-The data are frame folders drawn with OpenCV, so that neither PyAV nor Faiss is needed.
+The data are frame folders drawn with OpenCV, so neither PyAV nor Faiss is needed.
 """
 
 import importlib
@@ -29,11 +29,10 @@ DEVICE = "cuda"
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"classes": 3, "groups": 5, "videos": 45, "test_groups": 1, "val_groups": 1}
 BATCHES = 7  # of 4 clips in an epoch of the 27 training clips
-TINY = [
-    "--clip-frames", 16, "--size", 24, "--width", 0.125, "--bits", 16, "--epochs", 1,
-    "--classes-per-batch", 2, "--clips-per-class", 2, "--warmup-epochs", 0, "--lr", 0.001,
-    "--crop-scale", 1, 1, "--no-flip", "--colour-jitter", 0, "--cache-frames", 16, "--workers", 1,
-]  # fmt: skip
+TINY = "--backbone resnet18 --clip-frames 16 --size 24 --width 0.125 --bits 16 --epochs 1"
+TINY += " --classes-per-batch 2 --clips-per-class 2 --warmup-epochs 0 --optimizer sgd --lr 0.001"
+TINY += " --weight-decay 0.0005 --crop-scale 1 1 --no-flip --colour-jitter 0 --cache-frames 16"
+TINY += " --workers 1"
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -50,9 +49,10 @@ def run(*arguments, status=0):
 
 
 def training(data, output, *flags, device=DEVICE):
-    """The command; a device of None leaves the choice to train.py, as torchrun needs it."""
-    return ["train.py", "--frames", data / "frames", "--splits", data / "splits", "--output",
-            output, *(["--device", device] if device else []), *TINY, *flags]  # fmt: skip
+    """The command; for torchrun, device is None and train.py chooses it."""
+    paths = ["--frames", data / "frames", "--splits", data / "splits", "--output", output]
+    device = ["--device", device] if device else []
+    return ["train.py", *paths, *device, *TINY.split(), *flags]
 
 
 def patched(*patches):
@@ -75,7 +75,7 @@ def check_run(output, epochs=1):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Square frames, of which a crop of the whole side leaves nothing to chance."""
+    """Square frames: a crop of the full side is always the whole frame."""
     root = tmp_path_factory.mktemp("gpu")
     draw_frames(root, **SIZES, frames=16, size=(24, 24))
     return root
@@ -83,10 +83,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run that learnt something, with what train.py chooses here: mixed precision."""
+    """A run that has learnt something, in mixed precision, the default."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    run(*training(data, output, "--epochs", 20, "--eval-every", 20, "--optimizer", "adamw",
-                  "--lr", 0.002, "--cache", "device"))  # fmt: skip
+    flags = "--epochs 20 --eval-every 20 --optimizer adamw --lr 0.002 --cache device"
+    run(*training(data, output, *flags.split()))
     logged = check_run(output, epochs=20)
     assert logged[-1]["train/active_share"] < logged[0]["train/active_share"]
     return output
@@ -122,7 +122,7 @@ def test_an_epoch_compiled(data, tmp_path):
     assert compiled["train/loss"] == pytest.approx(eager["train/loss"], rel=0.1)
 
 
-# ==== where clips come from ====
+# ==== caches ====
 
 
 @pytest.mark.parametrize("cache", ["disk", "ram", "device"])
@@ -136,29 +136,29 @@ def test_an_epoch_from_each_cache_is_near_one_from_frame_folders(cache, data, tm
 
 @pytest.mark.parametrize("cache", ["none", "ram", "device"])
 def test_steps_do_not_wait_for_the_gpu(cache, data, tmp_path):
-    """From pinned batches of a worker, of the main process, and from the cache on the device.
+    """Pinned batches of a worker and of the main process, and batches of a cache on the device.
 
-    The first steps may wait, since they set things up; the last one of an epoch looks at the loss.
+    The first steps may wait, since they set up the GPU; the last step of an epoch reads the loss.
     """
-    command = [*patched(f"no_waiting=3:{BATCHES - 1}"),
-               *training(data, tmp_path / "run", "--cache", cache, "--cache-folder",
-                         tmp_path / "cache")]  # fmt: skip
-    assert f"steps 3 to {BATCHES - 1} did not wait" in run(*command).stdout
+    flags = ["--cache", cache, "--cache-folder", tmp_path / "cache"]
+    command = training(data, tmp_path / "run", *flags)
+    output = run(*patched(f"no_waiting=3:{BATCHES - 1}"), *command).stdout
+    assert f"steps 3 to {BATCHES - 1} did not wait" in output
     check_run(tmp_path / "run")
 
 
-def test_a_step_that_waits_would_be_noticed(data, tmp_path):
-    """Saving a checkpoint within an epoch looks at the loss, and that waits."""
-    error = run(*patched(f"no_waiting=3:{BATCHES - 1}"),
-                *training(data, tmp_path / "run", "--save-steps", 4), status=1).stderr  # fmt: skip
+def test_a_step_that_waits_is_noticed(data, tmp_path):
+    """A checkpoint within an epoch reads the loss, which waits."""
+    command = training(data, tmp_path / "run", "--save-steps", 4)
+    error = run(*patched(f"no_waiting=3:{BATCHES - 1}"), *command, status=1).stderr
     assert "synchroniz" in error
 
 
 # ==== resuming ====
 
 
-def test_a_killed_run_goes_on_at_its_step(data, tmp_path):
-    """Killed after step 10, the third of the second epoch, of which step 9 was saved."""
+def test_a_killed_run_resumes_at_its_step(data, tmp_path):
+    """Killed after step 10, the third of the second epoch, when step 9 was the last one saved."""
     flags = ["--epochs", 2, "--eval-every", 2, "--save-steps", 1, "--no-amp", "--deterministic"]
     run(*training(data, tmp_path / "whole", *flags))
     command = training(data, tmp_path / "run", *flags)
@@ -174,11 +174,11 @@ def test_a_killed_run_goes_on_at_its_step(data, tmp_path):
 # ==== inference ====
 
 
-def test_testing_in_mixed_precision_gives_nearly_the_codes_of_float32(trained, tmp_path):
+def test_codes_of_test_py_in_mixed_precision_are_near_those_of_float32(trained, tmp_path):
     values = []
     for flag in ("--amp", "--no-amp"):
-        run("test.py", "--checkpoint", trained / "last.pt", flag, "--device", DEVICE,
-            "--output", tmp_path / flag)  # fmt: skip
+        paths = ["--checkpoint", trained / "last.pt", "--output", tmp_path / flag]
+        run("test.py", *paths, "--device", DEVICE, flag)
         codes = np.load(tmp_path / flag / "codes.npz")
         values.append(np.concatenate([codes["query_codes"], codes["database_codes"]]))
     check_near(*values)
@@ -200,7 +200,9 @@ def import_search(monkeypatch):
     return importlib.import_module("search")
 
 
-def test_searching_in_mixed_precision_gives_nearly_the_codes_of_float32(data, trained, monkeypatch):
+def test_codes_of_search_py_in_mixed_precision_are_near_those_of_float32(
+    data, trained, monkeypatch
+):
     search = import_search(monkeypatch)
     names, labels = read_split(data / "splits" / "train.txt", 3)
     frames = FrameDataset(names, labels, data / "frames", 16)
@@ -217,7 +219,7 @@ def test_searching_in_mixed_precision_gives_nearly_the_codes_of_float32(data, tr
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=two_gpus)])
 def test_synchronised_batch_norm_with_frozen_layers_through_torchrun(processes, data, tmp_path):
-    """Frozen layers keep their weights and running means, the others learn."""
+    """Frozen layers keep their weights and running means; the others learn."""
     flags = ["--sync-batch-norm", "--freeze-until", "layer1", "--seed", 5]
     command = training(data, tmp_path / "run", *flags, device=None)
     run(*TORCHRUN, processes, *command)
@@ -234,7 +236,7 @@ def test_synchronised_batch_norm_with_frozen_layers_through_torchrun(processes, 
 
 @two_gpus
 def test_two_gpus_have_the_loss_of_one(data, tmp_path):
-    """C3D, which has no batch normalisation, without anything random: the same batches."""
+    """C3D, which has no batch normalisation, without augmentation: the same batches."""
     losses = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)

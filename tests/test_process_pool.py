@@ -14,6 +14,8 @@ from conftest import ROOT
 
 from utils.process_pool import run_jobs
 
+pytestmark = pytest.mark.scripts
+
 
 def behave(job):
     """A job that is right, wrong, hangs, or ends its process."""

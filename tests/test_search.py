@@ -4,14 +4,11 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import run_main, start_ranks
 
 from datasets.synthetic import class_names, make_dataset
 from datasets.video_files import find_videos
@@ -139,7 +136,7 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
 
     page = tmp_path / "page.html"
     assert json.loads(run_script(*command, "--top", 20, "--html", page).stdout) == whole
-    text = run_script(*[part for part in command if part != "--json"], "--html", page).stdout
+    text = run_script(*[word for word in command if word != "--json"], "--html", page).stdout
     assert "\\nend" in text and len(text.splitlines()) == 5 * 12 + 5, "one line a result"
     assert page.read_text().count("data:image/webp") == 5 + 50
 
@@ -173,9 +170,9 @@ def test_a_time_range_of_a_query_and_reranking(checkpoint, videos, tmp_path, run
     command = query_command(tmp_path / "index", video)
     whole = json.loads(run_script(*command, "--top", 14).stdout)[0]["results"]
     same = json.loads(run_script(*command, "--top", 14, "--end", 100).stdout)[0]["results"]
-    part = json.loads(run_script(*command, "--top", 14, "--start", 0.4, "--end", 0.6).stdout)
+    middle = json.loads(run_script(*command, "--top", 14, "--start", 0.4, "--end", 0.6).stdout)
     ranked = json.loads(run_script(*command, "--top", 14, "--rerank", 14).stdout)[0]["results"]
-    assert whole == same != part[0]["results"]
+    assert whole == same != middle[0]["results"]
     assert {r["path"]: r["distance"] for r in ranked} == {r["path"]: r["distance"] for r in whole}
     few = json.loads(run_script(*command, "--top", 14, "--rerank", 3).stdout)[0]["results"]
     assert few[3:] == whole[3:] and {r["path"] for r in few} == {r["path"] for r in whole}
@@ -214,27 +211,19 @@ def test_mistakes_are_one_line(checkpoint, videos, tmp_path, run_script):
     assert len(json.loads(both.stdout)) == 1, "the other query is answered all the same"
 
 
-def kill_and_repeat(command, output, kills, delays, whole):
-    """Kill the command after each delay beyond its first progress, then let it end."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command, killed = [sys.executable, *map(str, command)], 0
-    while killed < kills:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        size = journal_size(output)
-        while process.poll() is None and journal_size(output) == size:
-            time.sleep(0.01)
+def kill_and_repeat(command, output, kills, delays, start_script):
+    """Kill the command after each delay beyond its first progress, then let it end: its output."""
+    for _ in range(kills):
+        process, size = start_script(*command), journal_size(output)
+        while process.status() is None and journal_size(output) == size:
+            time.sleep(0.001)
         time.sleep(next(delays))
-        assert process.poll() is None, "ended before the kill; index more videos"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += 1
+        assert process.status() is None, "ended before the kill; index more videos"
+        process.kill()
     assert journal_size(output) > 0, "the kills came before any work"
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    done = result.stdout.partition(": ")[2]
-    assert 0 < int(done.split()[0]) < whole, "the last run had nothing, or everything, to do"
+    process = start_script(*command)
+    assert process.wait() == 0, process.stderr
+    return process.stdout
 
 
 def journal_size(output):
@@ -245,30 +234,26 @@ def journal_size(output):
     ("count", "kills"), [(120, 1), pytest.param(1000, 3, marks=pytest.mark.slow)]
 )
 def test_an_index_made_with_kills_equals_one_made_in_one_go(
-    count, kills, checkpoint, tmp_path, run_script
+    count, kills, checkpoint, tmp_path, run_script, start_script
 ):
     make_dataset(tmp_path, classes=3, groups=5, videos=count, test_groups=1, side=40)
-    command = index_command(checkpoint, tmp_path / "videos", tmp_path / "whole", "--batch-size", 8)
-    run_script(*command)
-    command[command.index(tmp_path / "whole")] = tmp_path / "killed"
+    whole, killed = (
+        index_command(checkpoint, tmp_path / "videos", tmp_path / name, "--batch-size", 8)
+        for name in ("whole", "killed")
+    )
+    run_script(*whole)
     rng = random.Random(0)
     delays = (rng.uniform(0, 0.05 if count < 1000 else 0.5) for _ in iter(int, 1))
-    kill_and_repeat(command, tmp_path / "killed", kills, delays, count)
+    output = kill_and_repeat(killed, tmp_path / "killed", kills, delays, start_script)
+    done = int(output.partition(": ")[2].split()[0])
+    assert 0 < done < count, "the last run had nothing, or everything, to do"
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
-def test_two_processes_share_the_work(checkpoint, videos, tmp_path, run_script):
+def test_two_processes_divide_the_work(checkpoint, videos, tmp_path, run_script):
     run_script(*index_command(checkpoint, videos, tmp_path / "one"), status=1)
-    command = index_command(checkpoint, videos, tmp_path / "two")
-    result = run_script(
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        2,
-        "--master-port",
-        29617,
-        *command,
-        status=1,
-    )
-    assert "14 encoded" in result.stdout
+    command = tuple(map(str, index_command(checkpoint, videos, tmp_path / "two")))
+    processes = start_ranks(2, tmp_path, run_main, command)
+    assert [process.wait() for process in processes] == [1, 0], "the main one reports the failures"
+    assert "14 encoded" in processes[0].stdout
     assert content(tmp_path / "one") == content(tmp_path / "two")

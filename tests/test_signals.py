@@ -38,6 +38,15 @@ def command_of(demo, run, launcher, source):
     return tuple(map(str, (*LAUNCHERS[launcher], *command)))
 
 
+def run_to_end(demo, run, launcher, source):
+    """Start a run, as torchrun would, and wait for it. Returns its output."""
+    command, folder = command_of(demo, run, "alone", source), run / "output"
+    count = 2 if launcher == "torchrun" else 1
+    processes = start_ranks(count, folder, run_main, command)
+    assert [process.wait() for process in processes] == [0] * count, processes[0].output()
+    return processes[0].output()
+
+
 def position(run):
     """(epoch, batch) of the last checkpoint."""
     state = torch.load(run / "last.pt", weights_only=True)["training"]
@@ -69,10 +78,8 @@ def undisturbed(demo, tmp_path_factory):
 
     def weights_of(launcher):
         if launcher not in runs:
-            run, count = folder / launcher, 2 if launcher == "torchrun" else 1
-            command = command_of(demo, run, "alone", "folders")  # caches give the same clips
-            for process in start_ranks(count, folder, run_main, command):
-                assert process.wait() == 0, process.output()
+            run = folder / launcher
+            run_to_end(demo, run, launcher, "folders")  # caches give the same clips
             runs[launcher] = weights(run / "last.pt")
         return runs[launcher]
 
@@ -101,8 +108,7 @@ def test_a_signal_to_the_group_saves_and_the_same_command_resumes(
         run = tmp_path / f"run{attempt}"
         command, wait = command_of(demo, run, launcher, source), rng.uniform(0, 0.2)
         stopped += signal_group(start_script(*command), run, signal.Signals[name], wait)
-        again = start_script(*command)
-        assert again.wait() == 0, again.output()
+        assert "resuming" in run_to_end(demo, run, launcher, source)
         assert same_weights(weights(run / "last.pt"), undisturbed(launcher))
     print(f"\n{launcher}, {source}, {name}: {stopped} of {signals} stopped and saved, all resumed")
     assert stopped >= max(1, 0.7 * signals), "most runs must be stopped in the middle"

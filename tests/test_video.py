@@ -13,6 +13,8 @@ from video_charts import HAS_FFMPEG, chart, encode, fields, moment_of, patches
 
 from datasets.video import VideoError, iterate_video, read_video
 
+pytestmark = pytest.mark.scripts
+
 needs_ffmpeg = pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program")
 H264 = "-c:v libx264 -pix_fmt yuv420p -qp 10"
 

@@ -25,7 +25,10 @@ from video_charts import (
 from datasets.picture import _orientation
 from datasets.video import read_video
 
-pytestmark = pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program")
+pytestmark = [
+    pytest.mark.scripts,
+    pytest.mark.skipif(not HAS_FFMPEG, reason="no ffmpeg program"),
+]
 
 X264 = "-c:v libx264 -qp 4"
 MATRICES = {  # as ffmpeg's scale filter calls them: as its tag is called

@@ -44,5 +44,5 @@ def folder_name(text):
 
 def processors():
     """CPU cores for this process, if it shares them with others that torchrun started: >= 1."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.processors()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

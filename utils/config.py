@@ -15,14 +15,15 @@ MOST_COLUMNS = 80
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and which takes no abbreviated flags.
 
-    doc: the docstring of the script, shown as it is written. `add` adds a flag to the current
-    `group`. flags: {name: argparse.Action} of all flags but --help.
+    doc: the docstring of the script, shown as it is written. main_flag: the flag to suggest for a
+    value without a flag. `add` adds a flag to the current `group`.
+    flags: {name: argparse.Action} of all flags but --help.
     """
 
-    def __init__(self, doc=None, **options):
+    def __init__(self, doc=None, main_flag=None, **options):
         options = {"formatter_class": HelpFormatter, "allow_abbrev": False, **options}
         super().__init__(description=doc, **options)
-        self.flags, self.required = {}, []
+        self.main_flag, self.flags, self.required = main_flag, {}, []
         self.target, self.config, self.commands = self, None, {}
 
     def group(self, title):
@@ -52,19 +53,21 @@ class Parser(argparse.ArgumentParser):
         return self.commands[name]
 
     def parse_args(self, argv=None, namespace=None):
-        """As ArgumentParser does, but suggest the nearest flag for an unknown one."""
+        """As ArgumentParser does, but suggest a flag for what is not known."""
+        argv = sys.argv[1:] if argv is None else list(argv)
+        parsers = (self, *self.commands.values())
+        known = ["help", *(name for parser in parsers for name in parser.flags)]
+        known = [name.replace("_", "-") for name in known]
+        for word in argv:
+            name = word.removeprefix("--").removeprefix("no-").partition("=")[0]
+            is_flag = word.startswith("--") and " " not in word.partition("=")[0]
+            if is_flag and word != "--" and name not in known:
+                self.error(f"unknown flag {word}{_suggest(name, known, '--')}")
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
-            self.error(self._explain(unknown[0]))
+            flag = f"; did you mean {self.main_flag} {unknown[0]}?" if self.main_flag else ""
+            self.error(f"unexpected argument {unknown[0]!r}{flag}")
         return args
-
-    def _explain(self, word):
-        """Why the argument `word` is refused."""
-        if not word.startswith("-"):
-            return f"unexpected argument {word!r}"
-        flags = [flag for parser in (self, *self.commands.values()) for flag in parser.flags]
-        name = word.strip("-").partition("=")[0]
-        return f"unknown flag {word}{_suggest(name, [f.replace('_', '-') for f in flags], '--')}"
 
     def error(self, message):
         """Print one line and exit with status 2."""
