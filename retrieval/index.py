@@ -63,8 +63,8 @@ class IndexFileError(UserError):
 class Index:
     """An index opened for searching; its files are memory-mapped, and their checksums verified.
 
-    metadata: the dict of index.json. codes: (N, K / 8) uint8, packed bits. Raises IndexFileError if
-    there is no index or it is damaged.
+    metadata: the dict of index.json. packed: codes (N, K / 8) uint8. codes: IndexBinaryFlat of them.
+    Raises IndexFileError if there is no index or it is damaged.
     """
 
     def __init__(self, folder):
@@ -85,15 +85,15 @@ class Index:
             raise self._damaged(".faiss has the wrong length")
         if file[: HEADER.size].tobytes() != pack_header(count, size):
             raise self._damaged(".faiss has another header")
-        self.codes = file[HEADER.size :].reshape(count, size)
-        if name_generation(self.codes, self.lines) != self.metadata["generation"]:
+        self.packed = file[HEADER.size :].reshape(count, size)
+        if name_generation(self.packed, self.lines) != self.metadata["generation"]:
             raise self._damaged("the checksum is wrong")
         self.ends = np.flatnonzero(self.lines == ord("\n"))
         if len(self.ends) != count:
             raise self._damaged(f"{len(self.ends)} lines for {count} codes")
-        self.flat = faiss.IndexBinaryFlat(8 * size)
-        self.flat.add(self.codes)
-        self.flat.use_heap = False  # search by counting, which keeps the lowest rows of a tie
+        self.codes = faiss.IndexBinaryFlat(8 * size)
+        self.codes.add(self.packed)
+        self.codes.use_heap = False  # search by counting, which keeps the lowest rows of a tie
 
     def _map(self, suffix):
         """The bytes of a file of the generation: (size,) uint8."""
@@ -106,7 +106,7 @@ class Index:
         return IndexFileError(f"{self.folder}: damaged ({reason}); delete it and index again")
 
     def __len__(self):
-        return len(self.codes)
+        return len(self.packed)
 
     def video(self, row):
         """The record of the video in a row: dict with path, size, mtime_ns, class.
@@ -130,7 +130,7 @@ class Index:
         codes: (Q, K) bool. Returns (rows, distances in bits): (Q, min(count, N)) int64.
         """
         packed = np.packbits(codes, axis=1)
-        distances, rows = self.flat.search(packed, min(count, len(self)))
+        distances, rows = self.codes.search(packed, min(count, len(self)))
         order = np.lexsort((rows, distances), axis=1)
         rows, distances = (np.take_along_axis(x, order, axis=1) for x in (rows, distances))
         return rows, distances
@@ -142,7 +142,7 @@ class Index:
         Returns the rows in their new order. The distance is (K - <u, b>) / 2 for codes b of ±1;
         source: A. Gordo et al., "Asymmetric Distances for Binary Embeddings", TPAMI 2014.
         """
-        codes = np.unpackbits(self.codes[rows], axis=1, count=len(values))
+        codes = np.unpackbits(self.packed[rows], axis=1, count=len(values))
         signs = codes.astype(np.float32) * 2 - 1
         return rows[np.argsort((len(values) - signs @ values) / 2, kind="stable")]
 

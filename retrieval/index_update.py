@@ -87,7 +87,7 @@ def encoded_videos(folder, metadata):
             raise IndexFileError(
                 f"{folder}: made with another checkpoint; use another --output, or delete it"
             )
-        for row, code in enumerate(index.codes):
+        for row, code in enumerate(index.packed):
             video = index.video(row)
             videos[video["path"]] = {**video, "code": code.tobytes().hex()}
     return videos | {video["path"]: video for video in read_journals(folder, metadata)}

@@ -9,6 +9,7 @@ import pytest
 from utils.files import atomic_write, is_utf8, write_text
 
 
+@pytest.mark.scripts
 def test_temporary_files_of_killed_processes_are_removed_by_the_next_write(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -244,7 +244,7 @@ def forge_records(folder, lines):
     """An index whose records are `lines`, with the checksum that belongs to them."""
     write_index(folder, METADATA, RECORDS[: len(lines)])
     index, text = Index(folder), ("\n".join(lines) + "\n").encode()
-    generation = name_generation(index.codes, text)
+    generation = name_generation(index.packed, text)
     for path in folder.glob(f"{index.metadata['generation']}.*"):
         path.rename(path.with_stem(generation))
     (folder / f"{generation}.jsonl").write_bytes(text)

@@ -160,6 +160,7 @@ def test_a_second_ctrl_c_stops_at_once(demo, tmp_path, start_script):
     assert "Traceback" not in process.stderr and "interrupted" in process.stderr
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize("script", ["train", "test", "search", "extract_frames"])
 def test_ctrl_c_during_imports_gives_no_traceback(script, tmp_path):
     """A process of its own, not forked from one that has imported everything."""
