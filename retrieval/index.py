@@ -63,8 +63,8 @@ class IndexFileError(UserError):
 class Index:
     """An index opened for searching; its files are memory-mapped, and their checksums verified.
 
-    metadata: the dict of index.json. packed: codes (N, K / 8) uint8. codes: IndexBinaryFlat of them.
-    Raises IndexFileError if there is no index or it is damaged.
+    metadata: the dict of index.json. packed: codes (N, K / 8) uint8. codes: the same as an
+    IndexBinaryFlat. Raises IndexFileError if there is no index or it is damaged.
     """
 
     def __init__(self, folder):
@@ -98,9 +98,12 @@ class Index:
     def _map(self, suffix):
         """The bytes of a file of the generation: (size,) uint8."""
         path = self.folder / f"{self.metadata['generation']}.{suffix}"
-        if not path.is_file() or not path.stat().st_size:
-            raise self._damaged(f"{path.name} is missing or empty")
-        return np.asarray(np.memmap(path, np.uint8, "r"))
+        try:
+            if path.is_file():
+                return np.asarray(np.memmap(path, np.uint8, "r"))
+        except (FileNotFoundError, ValueError):  # removed meanwhile, or empty
+            pass
+        raise self._damaged(f"{path.name} is missing or empty")
 
     def _damaged(self, reason):
         return IndexFileError(f"{self.folder}: damaged ({reason}); delete it and index again")
@@ -158,16 +161,22 @@ def read_metadata(folder):
     version = metadata.get("format") if isinstance(metadata, dict) else None
     if type(version) is int and version > FORMAT:
         raise IndexFileError(f"{path}: written by a later version of this project; update it")
-    flaw = find_flaw(metadata, METADATA)
-    if not flaw and not (0 < metadata["bits"] < 2**24 and 0 < metadata["count"] < 2**48):
-        flaw = "bits or count is out of range"
-    if not flaw and not re.fullmatch("[0-9a-f]{16}", metadata["generation"]):
-        flaw = "generation is no checksum"
-    if not flaw and metadata.get("sha256") not in (None, hash_metadata(metadata)):
-        flaw = "the checksum is wrong"
-    if flaw:
+    if flaw := find_metadata_flaw(metadata):
         raise IndexFileError(f"{path}: damaged ({flaw}); delete the folder and index again")
     return metadata
+
+
+def find_metadata_flaw(metadata):
+    """Why a value cannot be the content of index.json, or None."""
+    if flaw := find_flaw(metadata, METADATA):
+        return flaw
+    if not (0 < metadata["bits"] < 2**24 and 0 < metadata["count"] < 2**48):
+        return "bits or count is out of range"
+    if not re.fullmatch("[0-9a-f]{16}", metadata["generation"]):
+        return "generation is no checksum"
+    if metadata.get("sha256") not in (None, hash_metadata(metadata)):
+        return "the checksum is wrong"
+    return None
 
 
 def parse_json(data):
@@ -211,9 +220,12 @@ def name_generation(codes, lines):
 
 
 def hash_metadata(metadata):
-    """The SHA-256 of a metadata dict without its key "sha256"."""
+    """The SHA-256 of a metadata dict without its key "sha256", or None if it is nested too deep."""
     others = {key: value for key, value in metadata.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        return None
 
 
 # ==== writing ====
