@@ -76,6 +76,10 @@ def test_a_lack_of_memory_is_explained_with_what_to_lower():
     assert explain(error.value, "--size") == "out of memory; lower --size"
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert explain(gpu, "--size") == explain(MemoryError(), "--size")
+    files = RuntimeError(
+        "Too many open files. Communication with the workers is no longer possible"
+    )
+    assert "ulimit -n" in explain(files, "--size")
     assert explain(RuntimeError("shapes differ"), "--size") is None
 
 

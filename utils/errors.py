@@ -89,6 +89,8 @@ def explain(error, memory_flags):
         return str(error)
     if any(sign in text for sign in ("outofmemory", "out of memory", "memoryerror", "t allocate")):
         return f"out of memory; lower {memory_flags}"
+    if "too many open files" in text:
+        return "too many open files; raise the limit with ulimit -n, or lower --workers"
     # The latter two are multiprocessing's, if a worker ends while its batch is being received.
     is_bare_eof = isinstance(error, EOFError) and not error.args
     if "dataloader worker" in text or isinstance(error, ConnectionError) or is_bare_eof:
