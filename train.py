@@ -9,6 +9,11 @@ validation mAP), metrics.jsonl (a line per epoch) and TensorBoard files. The
 same command resumes an interrupted run.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 from configs.flags import FREE_TO_CHANGE, MEMORY_FLAGS, parse_train_flags
 
 if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
@@ -39,6 +44,7 @@ from datasets.transforms import augment, prepare
 from losses import MINING
 from models import build_initial_model, describe_normalisation
 from reports.figures import precision_at_figure, precision_recall_figure
+from reports.run_log import RunLog, log_environment
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.metrics import evaluate
@@ -47,7 +53,6 @@ from utils.device import mixed_precision, set_deterministic, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
-from utils.run_log import RunLog, log_environment
 from utils.terminal import print_main, progress, safe_streams
 from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
 

@@ -15,9 +15,9 @@ from bad_videos import DECODED, codecs, make_all, write_every_encoder
 from helpers import EXTRACT, ROOT
 from test_search import index_command, query_command, write_checkpoint
 
+from datasets.process_pool import run_jobs
 from datasets.video import VideoError, iterate_video, read_video
 from retrieval.index import Index
-from utils.process_pool import run_jobs
 
 pytestmark = pytest.mark.scripts
 
