@@ -33,13 +33,13 @@ from datasets.frame_folders import (
     publish,
     run_folder,
 )
+from datasets.process_pool import run_jobs
 from datasets.video import VideoError, iterate_video, sample_video
 from datasets.video_files import find_class_videos
 from utils.argtypes import number, processors
 from utils.config import Parser
 from utils.errors import DISK_ERRORS, UserError, exit_on_user_error, printable
 from utils.files import check_writable, write_failures
-from utils.process_pool import run_jobs
 from utils.terminal import progress, safe_streams
 
 # How the last line counts the videos that were extracted again, by the states of `find_state`.

@@ -27,6 +27,7 @@ from datasets import advice
 from datasets.annotations import READERS, read_official, read_tree
 from datasets.frame_folders import EXTRACTION, find_flaw, read_extraction
 from datasets.groups import divide, hold_out
+from datasets.splits import check_classes
 from datasets.video_files import has_class_videos
 from utils.argtypes import number
 from utils.config import Parser
@@ -211,6 +212,8 @@ def main(args):
         classes, train, test = read_folder(args)
     else:
         classes, train, test = read_official(args.dataset, args.annotations, args.fold)
+
+    check_classes(classes, args.frames)
 
     # ==== divide and check ====
     train, val = hold_out(train, args.val_fraction, args.seed)

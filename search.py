@@ -89,10 +89,11 @@ import cv2
 import numpy as np
 import torch
 
+from datasets.process_pool import run_jobs
 from datasets.transforms import prepare
 from datasets.video import VideoError, read_clip, read_video
 from datasets.video_files import find_videos
-from models import build_model
+from models import build_saved_model
 from reports.page import PREVIEW_HEIGHT, preview, write_page
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder
@@ -102,7 +103,6 @@ from utils import distributed
 from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, file_lock, write_failures
-from utils.process_pool import run_jobs
 from utils.terminal import progress, safe_streams
 
 PREVIEW_FRAMES = 8
@@ -129,7 +129,7 @@ def load_encoder(path, device, amp):
             f"{path}: written by an early version, which did not record the size of the frames; "
             "train again"
         )
-    model = build_model(**checkpoint["network"])
+    model = build_saved_model(checkpoint, path)
     model.load_state_dict(checkpoint["model"])
     transform = partial(prepare, preprocessing=preprocessing)
     metadata = {

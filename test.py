@@ -83,9 +83,16 @@ from tqdm import tqdm
 
 from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader
-from datasets.splits import SplitError, check_disjoint, read_classes, read_split
+from datasets.splits import (
+    SplitError,
+    check_disjoint,
+    find_other_class,
+    hash_lists,
+    read_classes,
+    read_split,
+)
 from datasets.transforms import prepare
-from models import build_model
+from models import build_saved_model
 from reports.examples import draw_examples, write_embeddings, write_examples_page
 from reports.figures import plot_precision_at, plot_precision_recall
 from reports.table import format_report
@@ -111,19 +118,19 @@ def build_datasets(checkpoint, args):
     frames, splits = args.frames or settings["frames"], Path(args.splits or settings["splits"])
     if read_classes(splits) != classes:
         raise SplitError(f"{splits}/classes.txt: has other classes than the model was trained on")
+    lists = {name: read_split(splits / f"{name}.txt", len(classes)) for name in ("test", "train")}
+    for name, (names, labels) in lists.items():
+        if moved := find_other_class(names, labels, classes):
+            warn(f"{splits}/{name}.txt: {moved!r} has the id of another class")
     queries, database = (
-        FrameDataset(
-            *read_split(splits / f"{split}.txt", len(classes)),
-            frames,
-            checkpoint["preprocessing"]["clip_frames"],
-        )
-        for split in ("test", "train")
+        FrameDataset(*lists[name], frames, checkpoint["preprocessing"]["clip_frames"])
+        for name in ("test", "train")
     )
     if not len(queries) or not len(database):
         raise SplitError(f"{splits}: test.txt and train.txt must both list videos")
     check_disjoint(splits, queries.names, database.names)
     check_frames(checkpoint, queries)
-    check_lists(checkpoint, queries, database, splits)
+    check_lists(checkpoint, queries, database, splits, is_chosen=bool(args.splits))
     return queries, database
 
 
@@ -144,8 +151,11 @@ def check_frames(checkpoint, queries):
         warn(f"{queries.root}: extracted with {queries.extraction}, not {extraction}")
 
 
-def check_lists(checkpoint, queries, database, splits):
-    """Raise UserError if the model was trained on test videos; warn of other differences."""
+def check_lists(checkpoint, queries, database, splits, is_chosen):
+    """Raise UserError if the lists are not those of the training; warn where that may be intended.
+
+    is_chosen: whether --splits names the folder. Lists that the checkpoint names must be unchanged.
+    """
     videos = checkpoint.get("videos", {"train": [], "val": []})
     trained = set(queries.names) & set(videos["train"])
     if trained:
@@ -155,8 +165,27 @@ def check_lists(checkpoint, queries, database, splits):
         )
     if set(queries.names) & set(videos["val"]):
         warn(f"{splits}/test.txt has validation videos, which selected best.pt")
-    if videos["train"] and set(database.names) != set(videos["train"]):
-        warn(f"{splits}/train.txt is not the list that the model was trained on")
+    trained_hash = checkpoint.get("data", {}).get("lists")
+    if trained_hash is None:
+        warn(
+            "the checkpoint is of an early version, which did not record the lists of the training"
+        )
+    elif (
+        hash_lists((database.names, database.labels), read_val(checkpoint, splits)) != trained_hash
+    ):
+        problem = f"{splits}: train.txt and val.txt are not the lists that the model was trained on"
+        if not is_chosen:
+            raise UserError(
+                f"{problem}; restore them with make_splits.py and its earlier flags, or use "
+                f"--splits {splits} to test with these"
+            )
+        warn(problem)
+
+
+def read_val(checkpoint, splits):
+    """(names, labels) of val.txt; empty where there is none."""
+    path = splits / "val.txt"
+    return read_split(path, len(checkpoint["classes"])) if path.is_file() else ([], [])
 
 
 def warn(message):
@@ -202,10 +231,10 @@ def measure_checkpoint(path, name, folder, device, args):
 
     Returns {name: metrics}; with --untrained, the metrics before training come first.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, "settings")
     queries, database = build_datasets(checkpoint, args)
     torch.manual_seed(checkpoint["settings"]["seed"])
-    model = build_model(**checkpoint["network"])
+    model = build_saved_model(checkpoint, path)
     data, classes = (queries, database, checkpoint, device, args), checkpoint["classes"]
     reports = {}
     if args.untrained:

@@ -20,8 +20,6 @@ if __name__ == "__main__":  # before PyTorch is imported, so that --help is inst
     ARGS = parse_train_flags(__doc__)
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 import time
@@ -34,22 +32,29 @@ import yaml
 from datasets.cache import CachedDataset, build_cache
 from datasets.frames import FrameDataset
 from datasets.loaders import build_loaders
-from datasets.splits import SplitError, check_disjoint, read_classes, read_split
+from datasets.splits import (
+    SplitError,
+    check_disjoint,
+    find_other_class,
+    hash_lists,
+    read_classes,
+    read_split,
+)
 from datasets.transforms import augment, prepare
 from losses import MINING
-from models import build_initial_model
+from models import build_initial_model, describe_normalisation
 from reports.figures import precision_at_figure, precision_recall_figure
+from reports.run_log import RunLog, log_environment
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.metrics import evaluate
 from utils import distributed
-from utils.checkpoint import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
 from utils.device import mixed_precision, set_deterministic, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
-from utils.run_log import RunLog, log_environment
 from utils.terminal import print_main, progress, safe_streams
+from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
 
 NETWORK_FLAGS = ("backbone", "bits", "width", "shortcut", "dropout")
 CHECK_EVERY = 20  # steps between checks of the loss, since each waits for the GPU
@@ -74,6 +79,8 @@ def build_datasets(args, device):
     datasets = []
     for split in ("train", "val"):
         names, labels = read_split(splits / f"{split}.txt", len(classes))
+        if moved := find_other_class(names, labels, classes):
+            print_main(f"warning: {splits}/{split}.txt: {moved!r} has the id of another class")
         dataset = FrameDataset(names, labels, args.frames, args.clip_frames)
         check_clip_frames(dataset, args)
         if names and args.cache != "none":
@@ -103,11 +110,11 @@ def check_clip_frames(dataset, args):
 
 def describe_data(train_set, val_set, args):
     """What the batches depend on, apart from the flags: a dict that must be equal to resume."""
-    lists = json.dumps([[dataset.names, dataset.labels] for dataset in (train_set, val_set)])
+    lists = [(dataset.names, dataset.labels) for dataset in (train_set, val_set)]
     extraction = train_set.extraction or {"num_frames": None}
     is_cached = args.cache != "none"
     return {
-        "lists": hashlib.sha256(lists.encode()).hexdigest()[:12],
+        "lists": hash_lists(*lists),
         "frame size": list(train_set.frame_size[:2]),
         "extraction": train_set.extraction,
         "frames per video": args.cache_frames if is_cached else extraction["num_frames"],
@@ -337,7 +344,9 @@ def prepare_model(args, device):
     """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
-    model, settings, normalisation, source = build_initial_model(settings, args.pretrained)
+    model, settings, normalisation, source = build_initial_model(
+        settings, args.pretrained, args.normalisation
+    )
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
@@ -345,7 +354,10 @@ def prepare_model(args, device):
     model.freeze(args.freeze_until, args.freeze_batch_norm)
     to_device(model, device)
     if source:
-        print_main(f"backbone from {source['file']} ({source['family']})")
+        origin = f"{source['family']}, SHA-256 {source['sha256']}"
+        print_main(f"backbone from {source['file']} ({origin})")
+    if source or args.normalisation:
+        print_main(f"normalisation {describe_normalisation(normalisation)}")
     return model, {"network": settings, "pretrained": source}, normalisation
 
 

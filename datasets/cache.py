@@ -3,6 +3,9 @@
 The array (N, F, H, W, 3) is built once from the frame folders and kept in a file. Its name is a
 hash of all that it depends on: the list, the number of frames, and the name, size and time of every
 frame file. Frames that are extracted again, or overwritten in place, lead to another file.
+
+After the array follows the CRC-32 of each video, which every run verifies. Caches of earlier
+versions end with the array.
 """
 
 import hashlib
@@ -10,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +25,8 @@ from datasets.frames import clip_positions, split_item
 from datasets.splits import SplitError
 from utils.files import atomic_write, file_lock, remove_temporary
 from utils.terminal import print_main, progress
+
+CHECKSUM = np.dtype("<u4")
 
 # ==== the file ====
 
@@ -49,13 +55,35 @@ def cache_header(shape):
     return header.getvalue()
 
 
-def is_complete(path, shape):
-    """Whether a cache file has the header and the length of an array of this shape."""
+def is_complete(path, shape, workers):
+    """Whether a cache file has an array of this shape, with the content that was written."""
     header = cache_header(shape)
-    if not path.is_file() or path.stat().st_size != len(header) + _num_bytes(shape):
+    end = len(header) + _num_bytes(shape)
+    if not path.is_file() or path.stat().st_size not in (
+        end,
+        end + CHECKSUM.itemsize * (shape[0] + 1),
+    ):
         return False
     with open(path, "rb") as file:
-        return file.read(len(header)) == header
+        if file.read(len(header)) != header:
+            return False
+        file.seek(end)
+        stored = np.frombuffer(file.read(), CHECKSUM)
+    return not len(stored) or np.array_equal(checksums(path, shape, workers), stored)
+
+
+def checksums(path, shape, workers):
+    """What the file has after its array: (N + 1,) uint32."""
+    array = np.memmap(path, np.uint8, "r", len(cache_header(shape)), shape)
+    with ThreadPoolExecutor(workers or 1) as pool:  # zlib releases Python's lock
+        found = pool.map(zlib.crc32, array)
+        found = list(progress(found, "verifying the cache", len(array), "video"))
+    return add_own_checksum(np.array(found, CHECKSUM))
+
+
+def add_own_checksum(checks):
+    """The CRC-32 of each video, followed by the CRC-32 of these: (N,) -> (N + 1,) uint32."""
+    return np.append(checks, np.array([zlib.crc32(checks.tobytes())], CHECKSUM))
 
 
 def build_cache(data, frames, folder, workers):
@@ -67,10 +95,10 @@ def build_cache(data, frames, folder, workers):
     """
     path = Path(folder) / f"{cache_key(data, frames)}.npy"
     shape = (len(data), frames, *data.frame_size)
-    if is_complete(path, shape):
+    if is_complete(path, shape, workers):
         return path
     with file_lock(path.parent / ".lock", seconds=-1):
-        if is_complete(path, shape):
+        if is_complete(path, shape, workers):
             return path
         if path.exists():
             print_main(f"{path}: damaged; building it again")
@@ -95,13 +123,16 @@ def _build(path, shape, data, workers):
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
 
         def decode(index):
-            array[index] = data.read(index, shape[1])
+            clip = data.read(index, shape[1])
+            array[index] = clip
+            return zlib.crc32(clip)
 
         with ThreadPoolExecutor(workers or 1) as pool:  # OpenCV releases Python's lock
             decoded = pool.map(decode, range(len(data)))
-            for _ in progress(decoded, "caching", len(data), "video"):
-                pass
+            checks = np.array(list(progress(decoded, "caching", len(data), "video")), CHECKSUM)
         array.flush()
+        with open(temporary, "ab") as file:
+            file.write(add_own_checksum(checks).tobytes())
 
 
 def _num_bytes(shape):

@@ -15,14 +15,22 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from utils import schema
 from utils.errors import UserError
 from utils.files import file_lock, write_text
+from utils.schema import SchemaError, read_json
 
 EXTRACTION = "extraction.json"  # in the root: the settings of all frame folders
 RECORD = "video.json"  # in each frame folder
 PARTIAL = ".partial"
 LOCK = ".lock"  # held for moments, while a run makes or removes what all runs use
 LOCK_SECONDS = 60
+MOST_FRAMES = 10**7  # of a video: days
+SETTINGS = schema.record({"num_frames": schema.whole(0, MOST_FRAMES)}, others=schema.plain)
+RECORD_SCHEMA = schema.record(
+    {"frames": schema.whole(1, MOST_FRAMES)},
+    {"video": schema.text, "size": schema.whole(), "mtime_ns": schema.whole(-(2**63), 2**63)},
+)
 OUR_FILES = re.compile(r"\d{6,}\.jpg|video\.json|\..*")
 
 
@@ -38,10 +46,11 @@ def read_extraction(frames):
     if not path.exists():
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        return {**settings, "num_frames": int(settings["num_frames"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; delete {frames} and rerun extract_frames.py") from error
+        return read_json(path, SETTINGS)
+    except SchemaError as error:
+        raise UserError(
+            f"{path}: damaged: {error}; delete {frames} and rerun extract_frames.py"
+        ) from error
 
 
 def check_settings(frames, settings):
@@ -76,11 +85,9 @@ def read_record(folder):
     other keys are allowed. Earlier versions of extract_frames.py wrote no record.
     """
     try:
-        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return read_json(Path(folder) / RECORD, RECORD_SCHEMA)
+    except (FileNotFoundError, NotADirectoryError, SchemaError):
         return None
-    is_usable = isinstance(record, dict) and isinstance(record.get("frames"), int)
-    return record if is_usable else None
 
 
 def add_record(video, folder):
@@ -101,13 +108,18 @@ def frame_numbers(folder):
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
+def _is_range(numbers, count):
+    """Whether sorted numbers are 0 to `count` - 1; `count` may be huge."""
+    return len(numbers) == count and numbers == list(range(count))
+
+
 def find_flaw(folder, num_frames):
     """Why a frame folder is not complete, or None. num_frames: frames per video, 0 if they vary."""
     if not folder.is_dir():
         return "no folder"
     numbers = frame_numbers(folder)
     expected = num_frames or recorded_frames(folder) or max(numbers, default=0) + 1
-    return None if numbers == list(range(expected)) else f"{len(numbers)} of {expected} frames"
+    return None if _is_range(numbers, expected) else f"{len(numbers)} of {expected} frames"
 
 
 def find_state(video, folder, num_frames):
@@ -125,7 +137,7 @@ def find_state(video, folder, num_frames):
     if not record and source.get("mtime_ns", 0) > folder.stat().st_mtime_ns:
         return "changed"
     expected = record["frames"] if record else num_frames or len(numbers)
-    if not numbers or numbers != list(range(expected)):
+    if not numbers or not _is_range(numbers, expected):
         return "incomplete"
     return "complete" if record else "unrecorded"
 

@@ -2,12 +2,18 @@
 
 from functools import partial
 
+import torch
+from torch.overrides import TorchFunctionMode
+
 from models.c3d import C3D
 from models.hashing import HashingNetwork
 from models.pretrained import fill_backbone, load_pretrained
-from models.pretrained_formats import KINETICS
+from models.pretrained_formats import KINETICS, NORMALISATIONS, describe_normalisation
 from models.resnet3d import ResNet3D
+from utils.checkpoint import CheckpointError
+from utils.checkpoint_schema import check_weights
 from utils.errors import UserError
+from utils.schema import SchemaError, show
 
 BACKBONES = {
     "c3d": C3D,
@@ -33,18 +39,49 @@ def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0):
     return HashingNetwork(BACKBONES[backbone](**options), bits, dropout=dropout)
 
 
-def build_initial_model(settings, pretrained=None):
+class _NoInitialisation(TorchFunctionMode):
+    """Skip in-place operations on new tensors; the random ones would import half of PyTorch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__.endswith("_") and not func.__name__.endswith("__"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_saved_model(checkpoint, path):
+    """`build_model` for a checkpoint of `load_checkpoint`, still with random weights.
+
+    Raises CheckpointError unless the backbone is known and the saved weights fit the network.
+    path: for the message.
+    """
+    network = checkpoint["network"]
+    if network["backbone"] not in BACKBONES:
+        raise CheckpointError(
+            f"{path}: unknown backbone {show(network['backbone'])}; known: {', '.join(BACKBONES)}"
+        )
+    with torch.device("meta"), _NoInitialisation():  # of any size, this takes no memory
+        expected = build_model(**network).state_dict()
+    try:
+        check_weights(checkpoint["model"], expected, "model")
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: {error}; use another checkpoint") from error
+    return build_model(**network)
+
+
+def build_initial_model(settings, pretrained=None, normalisation=None):
     """The network that training starts from: `build_model`, and pretrained weights if wanted.
 
     settings: arguments of `build_model`; shortcut None means what the weights need, otherwise B.
     pretrained: name or path for `load_pretrained`; None or "none" for random weights.
+    normalisation: a key of NORMALISATIONS; None for that of the weights.
     Returns (model, the settings used, normalisation of the input, source of the weights or None).
     Raises UserError where the weights contradict the settings.
     """
+    chosen = NORMALISATIONS.get(normalisation)
     if pretrained in (None, "none"):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
-        return build_model(**settings), settings, KINETICS, None
-    weights = load_pretrained(pretrained)
+        return build_model(**settings), settings, chosen or KINETICS, None
+    weights = load_pretrained(pretrained, settings["shortcut"])
     for key in ("backbone", "width", "shortcut"):
         needed, given = getattr(weights, key), settings[key]
         if given != needed and None not in (given, needed):
@@ -54,14 +91,17 @@ def build_initial_model(settings, pretrained=None):
     settings = {**settings, "shortcut": weights.shortcut or "B"}
     model = build_model(**settings)
     fill_backbone(model.backbone, weights)
-    return model, settings, weights.normalisation, weights.source()
+    return model, settings, chosen or weights.normalisation, weights.source()
 
 
 __all__ = [
     "BACKBONES",
     "KINETICS",
+    "NORMALISATIONS",
     "HashingNetwork",
     "build_initial_model",
     "build_model",
+    "build_saved_model",
+    "describe_normalisation",
     "load_pretrained",
 ]

@@ -26,7 +26,7 @@ def precision(value):
 
 def before_each_check(action):
     """Call `action` with the number of steps done, after each step of train.py."""
-    from utils.checkpoint import CheckpointTimer
+    from utils.train_state import CheckpointTimer
 
     check = CheckpointTimer.check
 

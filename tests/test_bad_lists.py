@@ -1,5 +1,7 @@
 """Broken lists and frame folders, through the real train.py: one line, and nothing is written."""
 
+import posixpath
+
 import cv2
 import numpy as np
 import pytest
@@ -51,6 +53,17 @@ def repeat_line(root):
     path = root / "splits" / "train.txt"
     first = path.read_bytes().splitlines(keepends=True)[0]
     path.write_bytes(first + path.read_bytes())
+
+
+def respell_line(root):
+    path = root / "splits" / "train.txt"
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(path.read_bytes() + b"./" + first.replace(b"/", b"//"))
+
+
+def respell_class(root):
+    path = root / "splits" / "classes.txt"
+    path.write_text(path.read_text() + " " + path.read_text().splitlines()[0] + " \n")
 
 
 def keep_one_class(root):
@@ -109,6 +122,18 @@ BROKEN = {
     "a class id is negative": (edit(b" 0\n", b" -1\n"), "expected 'video_frames_path class_id'"),
     "a class id is no number": (edit(b" 0\n", b" zero\n"), "expected 'video_frames_path class_id'"),
     "a class id is out of range": (edit(b" 2\n", b" 3\n"), "class id 3 is out of range 0-2"),
+    "a class id has 5000 digits": (
+        edit(b" 2\n", b" " + b"2" * 5000 + b"\n"),
+        "is out of range 0-2",
+    ),
+    "a line has 100 kB": (edit(b" 0\n", b"x" * 100_000 + b"\n"), "'..."),
+    "a path is absolute": (edit(b"Bouncing/", b"/Bouncing/"), "leaves the folder of frames"),
+    "a path has a NUL": (
+        edit(b"Bouncing/", b"Bouncing/\0"),
+        "expected 'video_frames_path class_id'",
+    ),
+    "a video is spelt in two ways": (respell_line, "the same video as in line 1"),
+    "two classes differ in blanks": (respell_class, "two classes are called"),
     "a line is repeated": (repeat_line, "the same video as in line 1"),
     "a path leaves the root": (edit(b"Bouncing/", b"../Bouncing/"), "leaves the folder of frames"),
     "a video is in two lists": (copy_a_line_of_val, "1 videos are in two of the lists"),
@@ -145,6 +170,19 @@ def test_other_line_ends_blank_lines_and_a_byte_order_mark_change_nothing(
     assert same_weights(weights(trained / "last.pt"), weights(copy / "odd" / "last.pt"))
 
 
+def test_other_spellings_of_paths_change_nothing(copy, trained, run_script):
+    path = copy / "splits" / "train.txt"
+    path.write_text("".join(f"./{line}\n" for line in path.read_text().splitlines()))
+    run_script(*train_command(copy, copy / "run"))
+    assert same_weights(weights(trained / "last.pt"), weights(copy / "run" / "last.pt"))
+
+
+def test_a_label_that_contradicts_the_folder_gives_a_warning(copy, run_script):
+    edit(b" 2\n", b" 0\n")(copy)
+    output = run_script(*train_command(copy, copy / "run", "--epochs", 1)).stdout
+    assert "has the id of another class" in output
+
+
 @settings(max_examples=200, deadline=None)
 @given(content=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
 def test_any_bytes_are_a_list_or_a_named_mistake(tmp_path_factory, content):
@@ -162,7 +200,8 @@ def test_any_bytes_are_a_list_or_a_named_mistake(tmp_path_factory, content):
 @given(st.lists(st.text(st.characters(blacklist_characters="\n\r"), min_size=1), unique=True))
 def test_any_names_come_back_from_a_list(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("list") / "train.txt"
-    names = [f"Class/{name}x" for name in names if ".." not in name]
+    names = [f"Class/{name}x" for name in names if ".." not in name and "\0" not in name]
+    names = list(dict.fromkeys(map(posixpath.normpath, names)))  # as they are read
     path.write_bytes("".join(f"{name} 1\n" for name in names).encode("utf-8", "surrogatepass"))
     assert read_split(path, num_classes=2)[1] == [1] * len(names)
     if not any(0xD800 <= ord(letter) < 0xE000 for name in names for letter in name):

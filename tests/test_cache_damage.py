@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fuzzing import flip_bit
 from helpers import start_ranks
 from test_frames import write_frames
 
@@ -24,7 +25,7 @@ def data(tmp_path):
     return FrameDataset(["a", "b", "c"], [0, 1, 1], tmp_path, clip_frames=5)
 
 
-@pytest.mark.parametrize("damage", ["empty", "rows", "header", "text"])
+@pytest.mark.parametrize("damage", ["empty", "rows", "header", "text", "pixel", "checksum", "more"])
 def test_a_damaged_cache_is_built_again(damage, data, tmp_path, capsys):
     path = build_cache(data, 12, tmp_path / "cache", 1)
     whole = path.read_bytes()
@@ -33,10 +34,23 @@ def test_a_damaged_cache_is_built_again(damage, data, tmp_path, capsys):
         "rows": whole[:-500],
         "header": whole.replace(b"NUMPY", b"PICKL", 1),
         "text": b"x" * len(whole),
+        "pixel": flip_bit(whole[:5000], np.random.default_rng(0), 4000) + whole[5000:],
+        "checksum": whole[:-9] + flip_bit(whole[-9:], np.random.default_rng(0)),
+        "more": whole + b"x",
     }
     path.write_bytes(damaged[damage])
     assert build_cache(data, 12, tmp_path / "cache", 1) == path
     assert path.read_bytes() == whole and f"{path}: damaged" in capsys.readouterr().out
+
+
+def test_a_cache_of_an_earlier_version_is_used(data, tmp_path, capsys):
+    """It has no checksums after the array."""
+    path = build_cache(data, 12, tmp_path / "cache", 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: -4 * (len(data) + 1)])
+    assert build_cache(data, 12, tmp_path / "cache", 1) == path
+    assert path.read_bytes() == whole[: -4 * (len(data) + 1)] and capsys.readouterr().out == ""
+    assert np.array_equal(np.load(path)[1], data.read(1, 12))
 
 
 def test_frames_that_are_overwritten_in_place_give_another_cache(data, tmp_path):

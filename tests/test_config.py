@@ -12,9 +12,15 @@ import test
 import train
 from configs import flags
 from losses import DISTANCES, MINING
-from models import BACKBONES
+from models import BACKBONES, NORMALISATIONS
 from utils.argtypes import number
 from utils.config import Parser, parse_args
+
+# Each list holds the one before nine times: 300 bytes that stand for 9^8 words.
+ALIASES = "frames: [&a [{}]".format(", ".join(["lol"] * 9)) + "".join(
+    f", &{name} [{', '.join([f'*{before}'] * 9)}]"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
 
 
 @pytest.fixture
@@ -65,7 +71,30 @@ def test_command_line_flags_override_the_config(parser, tmp_path):
         ("just words", "expected lines of 'key: value'"),
         ("a: [", "--config"),
         ("batch_size: 2", "required: --frames"),
-        ("frames: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (
+            "frames: !!python/object/apply:os.system ['true']",
+            "expected a value or a list of values",
+        ),
+        ("frames: !!python/name:os.system ''", "is not supported; remove it"),
+        ("frames: !!set {x}", "expected a value or a list of values"),
+        ("frames: x\nbatch_size: 2026-13-45", "not '2026-13-45'"),
+        ("frames: x\nbatch_size: !!int four", "'four' is no int"),
+        ("frames: x\nflip: !!bool four", "'four' is no bool"),
+        ("frames: x\nbatch_size: " + "9" * 5000, "no int"),
+        ("frames: x\nbatch_size: " + "9" * 400, "must be a whole number of at least 1, not '999"),
+        ("frames: x\nbatch_size: .inf", "must be a whole number"),
+        ("frames: [[x]]", "expected a value or a list of values"),
+        ("frames: x\nsize: [1, {a: 2}]", "expected a value or a list of values"),
+        ("frames: x\nsize: [--flip, --no-flip]", "must not start with two dashes"),
+        ('frames: "a\\0b"', "has a character that no file name can have"),
+        ('frames: "\\ud800"', "has a character that no file name can have"),
+        ("? [frames, x]\n: y", "unknown key 'a sequence'"),
+        ("<<: {frames: x}", "unknown key '<<'"),
+        ("frames: *nothing", "found undefined alias"),
+        ("frames: x\nmode: " + "c" * 5000, "invalid choice"),
+        ("[" * 9000, "--config"),
+        ("frames: x #" + "x" * 2**16, "has more than 65536 bytes"),
+        (ALIASES + "]", "expected a value or a list of values"),
     ],
 )
 def test_mistakes_end_in_one_line(parser, tmp_path, capsys, text, message):
@@ -74,6 +103,19 @@ def test_mistakes_end_in_one_line(parser, tmp_path, capsys, text, message):
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("script.py: ") and message in lines[0]
+    assert len(lines[0]) < 700 and lines[0].isprintable()
+
+
+def test_text_is_taken_as_it_is_written(parser, tmp_path):
+    """YAML makes 7, 8 and a date of these."""
+    for text in ("007", "010", "2026-11-25", "1_000", "0x10"):
+        assert parse_args(parser, write(tmp_path, f"frames: {text}")).frames == text
+    text = "frames: &name x\nmode: *name\n"
+    with pytest.raises(SystemExit):
+        parse_args(parser, write(tmp_path, text))
+    text = "frames: &name b\nmode: *name\nbatch_size: 0x10\nsize: [1_0, 2]\n"
+    args = parse_args(parser, write(tmp_path, text))
+    assert (args.frames, args.mode, args.batch_size, args.size) == ("b", "b", 16, [10, 2])
 
 
 def test_a_missing_file_is_refused(parser, capsys):
@@ -149,4 +191,5 @@ def test_the_defaults_are_those_of_ucf101_without_its_weights():
 
 def test_the_choices_are_those_of_the_packages():
     assert set(flags.BACKBONES) == set(BACKBONES)
+    assert set(flags.NORMALISATIONS) == set(NORMALISATIONS)
     assert set(flags.MINING) == set(MINING) and set(flags.DISTANCES) == set(DISTANCES)

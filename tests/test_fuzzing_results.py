@@ -15,12 +15,12 @@ import pytest
 from fuzzing import change_bytes, change_value
 from test_index import ENCODER, METADATA, set_metadata, videos_of
 
+from datasets.process_pool import run_jobs
 from retrieval.codes import SETS, load_codes
 from retrieval.index import METADATA as METADATA_KEYS
 from retrieval.index import Index, hash_metadata, name_generation, write_index
 from retrieval.index_update import append_to_journal, encoded_videos, journal_path
 from utils.errors import UserError
-from utils.process_pool import run_jobs
 
 QUICK_AND_LONG = pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
 

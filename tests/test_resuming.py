@@ -7,11 +7,22 @@ import subprocess
 
 import pytest
 import torch
-from helpers import EXTRACT, read_log, same_weights, train_command, wait_for_step, weights
+from helpers import (
+    EXTRACT,
+    checkpoint_content,
+    read_log,
+    same_weights,
+    train_command,
+    wait_for_step,
+    weights,
+)
 from torch import nn
 
-from utils.checkpoint import CheckpointError, NotFiniteError, RunCheckpoints, TrainState
-from utils.run_log import RunLog
+from reports.run_log import RunLog
+from utils.checkpoint import CheckpointError, save_checkpoint
+from utils.train_state import NotFiniteError, RunCheckpoints, TrainState
+
+METADATA = checkpoint_content()
 
 
 def read_last(run):
@@ -32,7 +43,7 @@ def test_a_state_with_one_infinite_number_is_not_saved(tmp_path):
     state = make_state()
     state.model(torch.ones(1, 2)).sum().backward()
     state.optimizer.step()
-    checkpoints = RunCheckpoints(tmp_path, state, {"settings": {}})
+    checkpoints = RunCheckpoints(tmp_path, state, METADATA)
     checkpoints.save_last()
     before = (tmp_path / "last.pt").read_bytes()
     momentum = next(iter(state.optimizer.state.values()))["momentum_buffer"]
@@ -46,15 +57,15 @@ def test_a_state_with_one_infinite_number_is_not_saved(tmp_path):
 def test_a_run_resumes_with_and_without_a_gradient_scaler(before, after, tmp_path):
     """bfloat16 and CPUs need none: their empty state must not stop a resume on float16."""
     first, second = make_state(before), make_state(after)
-    RunCheckpoints(tmp_path, first, {"settings": {}}).save_last()
-    assert RunCheckpoints(tmp_path, second, {"settings": {}}).resume(set()) is None
+    RunCheckpoints(tmp_path, first, METADATA).save_last()
+    assert RunCheckpoints(tmp_path, second, METADATA).resume(set()) is None
     assert torch.equal(second.model.weight, first.model.weight)
 
 
 def test_a_checkpoint_without_an_optimiser_is_not_resumed(tmp_path):
-    torch.save({"format": 1, "settings": {}}, tmp_path / "last.pt")
+    save_checkpoint(tmp_path / "last.pt", METADATA)
     with pytest.raises(CheckpointError, match="no optimiser state"):
-        RunCheckpoints(tmp_path, make_state(), {"settings": {}}).resume(set())
+        RunCheckpoints(tmp_path, make_state(), METADATA).resume(set())
 
 
 # ==== kills ====

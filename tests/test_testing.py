@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from utils.checkpoint import load_checkpoint, save_checkpoint
+
 
 def copy_lists(demo, folder, **changes):
     """The lists of the demo with some replaced: changes maps one list to another's name."""
@@ -47,6 +49,51 @@ def test_lists_of_two_folds_are_refused(demo, tmp_path, run_test):
         file.write(first)
     error = run_test("--splits", lists, status=1).stderr
     assert "1 videos are in two of the lists" in error and "different folds" in error
+
+
+@pytest.fixture
+def moved(demo, trained, tmp_path):
+    """A checkpoint whose lists are in a folder that the test may change: (checkpoint, folder)."""
+    lists = copy_lists(demo, tmp_path / "lists")
+    content = load_checkpoint(trained / "best.pt")
+    content["settings"]["splits"] = str(lists)
+    save_checkpoint(tmp_path / "best.pt", content)
+    return tmp_path / "best.pt", lists
+
+
+def test_lists_made_again_with_another_seed_are_refused(demo, moved, tmp_path, run_script):
+    checkpoint, lists = moved
+    command = "test.py", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--pictures", 0
+    assert "warning" not in run_script(*command).stderr
+    paths = "--frames", demo / "frames", "--output", lists, "--seed", 3
+    official = "--dataset", "ucf101", "--annotations", demo / "annotations"
+    run_script("make_splits.py", *official, *paths)
+    error = run_script(*command, status=1).stderr
+    assert "are not the lists that the model was trained on; restore them" in error
+    assert "are not the lists" in run_script(*command, "--splits", lists).stderr
+    run_script("make_splits.py", "--dataset", "folder", *paths)
+    error = run_script(*command, "--splits", lists, status=1).stderr
+    assert "the model was trained on" in error and "Traceback" not in error
+
+
+def test_other_labels_give_a_warning_or_are_refused(moved, tmp_path, run_script):
+    """The names alone are those of the training."""
+    checkpoint, lists = moved
+    text = (lists / "train.txt").read_text().replace(" 1\n", " 0\n")
+    (lists / "train.txt").write_text(text)
+    command = "test.py", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--pictures", 0
+    assert "are not the lists" in run_script(*command, status=1).stderr
+    warned = run_script(*command, "--splits", lists).stderr
+    assert "are not the lists" in warned and "has the id of another class" in warned
+
+
+def test_a_checkpoint_without_lists_gives_a_warning(moved, tmp_path, run_script):
+    checkpoint, _ = moved
+    content = load_checkpoint(checkpoint)
+    del content["data"], content["videos"]
+    save_checkpoint(checkpoint, content)
+    command = "test.py", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--pictures", 0
+    assert "did not record the lists" in run_script(*command).stderr
 
 
 def test_an_empty_list_is_refused(demo, tmp_path, run_test):

@@ -13,8 +13,8 @@ from configs.flags import parse_train_flags
 from datasets import transforms
 from models import build_model
 from retrieval.encode import build_encoder
-from utils.checkpoint import find_floats
 from utils.device import mixed_precision
+from utils.train_state import find_floats
 
 # ==== the network ====
 

@@ -4,6 +4,9 @@ import argparse
 import math
 import os
 
+from utils.schema import show
+
+LARGEST = 2**62  # larger whole numbers fit no tensor
 NAMES = {int: "a whole number", float: "a number"}
 
 
@@ -22,14 +25,14 @@ def number(kind, *, least=None, above=None, most=None, below=None):
         except ValueError:
             value = math.nan
         in_range = (
-            math.isfinite(value)
+            (abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value))
             and (least is None or value >= least)
             and (above is None or value > above)
             and (most is None or value <= most)
             and (below is None or value < below)
         )
         if not in_range:
-            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {show(text)}")
         return value
 
     return parse

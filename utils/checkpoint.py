@@ -1,40 +1,42 @@
-"""Checkpoints of tensors and plain Python values only, so that loading one never runs code."""
+"""Checkpoint files: tensors and plain Python values only, with a hash of the whole file.
 
-import contextlib
+A checkpoint is the ZIP archive of torch.save. The archive's comment, its last 71 bytes, is
+"sha256:" and the SHA-256 of all bytes before it. Earlier versions wrote no comment; of their files
+the CRC-32 of every record is verified instead.
+"""
+
+import hashlib
+import os
 import pickle
-import signal
 import sys
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
 from utils import distributed
+from utils.checkpoint_schema import FORMAT, check_content
 from utils.errors import UserError
 from utils.files import atomic_write, similar_folder
+from utils.schema import SchemaError
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 CHECKPOINT_NAMES = ("best.pt", "last.pt")  # of a run folder, the preferred one first
-FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
-
-
-class NotFiniteError(UserError):
-    """Weights or the optimiser's state hold NaN or infinite values: training has diverged."""
+HASH_PREFIX = b"sha256:"
+HASH_LENGTH = len(HASH_PREFIX) + 64
+ZIP_END, ZIP_END_LENGTH = b"PK\5\6", 22  # the last record of a ZIP archive without a comment
+CHUNK = 2**20
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message is one line that says why."""
 
 
-def save_checkpoint(path, content, previous=None):
-    """Write `content` (dict of tensors and plain Python values) aside and rename it to `path`.
+class DamagedError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
 
-    previous: where the earlier file of that path is kept.
-    """
-    with atomic_write(path, previous) as temporary:
-        torch.save({"format": FORMAT, **content}, temporary)
+
+# ==== finding and writing ====
 
 
 def find_checkpoint(path):
@@ -59,226 +61,107 @@ def _checkpoint_in(folder):
     return next((file for file in files if file.is_file()), None)
 
 
-def load_checkpoint(path):
-    """The dict that `save_checkpoint` wrote, tensors on the CPU.
+def save_checkpoint(path, content, previous=None):
+    """Write `content` (dict as of `check_content`) with its hash aside and rename it to `path`.
 
-    Read with weights_only=True: a file that needs arbitrary pickle is refused, not run.
-    Raises CheckpointError with one line that says what is wrong.
+    previous: where the earlier file of that path is kept.
+    """
+    with atomic_write(path, previous) as temporary:
+        torch.save({"format": FORMAT, **content}, temporary)
+        append_hash(temporary)
+
+
+def append_hash(path):
+    """Append the SHA-256 of a file of torch.save to it, as the comment of the ZIP archive."""
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(HASH_LENGTH.to_bytes(2, "little"))  # the length of the comment
+        digest = _sha256(file, file.tell())
+        file.write(HASH_PREFIX + digest)
+
+
+def _sha256(file, length):
+    """The SHA-256 of the first `length` bytes of an open file, as hexadecimal bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length and (chunk := file.read(min(CHUNK, length))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+# ==== reading ====
+
+
+def load_checkpoint(path, *needed):
+    """The dict that `save_checkpoint` wrote, tensors on the CPU, verified against its hash.
+
+    needed: optional keys that the caller uses. All values have the types and ranges of
+    `utils.checkpoint_schema`. Read with weights_only=True: a file that needs arbitrary pickle is
+    refused, not run. Raises CheckpointError with one line that says what is wrong.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    with open(path, "rb") as file:
+        _verify(file, path)
+        content = _unpickle(file, path)
+    if not isinstance(content, dict) or "format" not in content:
+        raise CheckpointError(f"{path}: a PyTorch file, but not a checkpoint that train.py wrote")
+    version = content["format"]
+    if type(version) is int and version > FORMAT:
+        raise CheckpointError(f"{path}: written by a later version of this project; update it")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        check_content(content, needed)
+    except SchemaError as error:
+        raise CheckpointError(
+            f"{path}: {error}; use a checkpoint that train.py of this project wrote"
+        ) from error
+    return content
+
+
+def _verify(file, path):
+    """Raise DamagedError unless the bytes of an open checkpoint are those that were written."""
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - HASH_LENGTH - ZIP_END_LENGTH))
+        end = file.read()
+        comment, has_no_comment = end[-HASH_LENGTH:], end[-ZIP_END_LENGTH:].startswith(ZIP_END)
+        if comment.startswith(HASH_PREFIX):
+            if _sha256(file, size - HASH_LENGTH) != comment.removeprefix(HASH_PREFIX):
+                raise DamagedError(f"{path}: damaged: its bytes do not have the SHA-256 at its end")
+        elif not has_no_comment:
+            raise DamagedError(f"{path}: damaged or not a checkpoint: it does not end as one")
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            if any(r.compress_type for r in records) or sum(r.file_size for r in records) > size:
+                raise CheckpointError(f"{path}: not a checkpoint: torch.save compresses nothing")
+            if has_no_comment and archive.testzip():
+                raise DamagedError(f"{path}: damaged: a record does not have its CRC-32")
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # a damaged directory of the archive can raise any exception
+        raise DamagedError(f"{path}: damaged or not a checkpoint ({_one_line(error)})") from error
+
+
+def _unpickle(file, path):
+    """The content of an open file of torch.save; no code in it is run."""
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of this project (it holds more than tensors and numbers, "
             "or is damaged)"
         ) from error
-    except Exception as error:  # the unpickler raises all kinds on bytes that are no pickle
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise CheckpointError(f"{path}: a PyTorch file, but not a checkpoint that train.py wrote")
-    if content["format"] > FORMAT:
-        raise CheckpointError(f"{path}: written by a later version of this project; update it")
-    return content
+    except MemoryError:
+        raise
+    except Exception as error:  # a pickle that torch.save did not write can raise any exception
+        raise CheckpointError(f"{path}: not a checkpoint ({_one_line(error)})") from error
 
 
-@dataclass
-class TrainState:
-    """All that changes while training."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
-    epoch: int = 0
-    batch: int = 0  # number of batches done in this epoch
-    totals: tuple = ()  # sums over those batches, for the log
-    best_map: float = -1.0
-
-    def state_dict(self):
-        """All fields as tensors and plain values, as last.pt holds them."""
-        return {
-            name: value.state_dict() if hasattr(value, "state_dict") else value
-            for name, value in vars(self).items()
-        }
-
-    def load_state_dict(self, state):
-        """Restore what `state_dict` returned."""
-        for name, value in state.items():
-            field = getattr(self, name)
-            if not hasattr(field, "load_state_dict"):
-                setattr(self, name, value)
-            elif value:  # the state of a disabled GradScaler is empty and cannot be loaded
-                field.load_state_dict(value)
-
-    def check_finite(self):
-        """Raise NotFiniteError if a weight or the optimiser's state is infinite or NaN."""
-        finite = [tensor.isfinite().all() for tensor in find_floats(self.state_dict())]
-        if not torch.stack(finite).all():
-            raise NotFiniteError("the weights or the state of the optimiser became infinite or NaN")
-
-
-def find_floats(state):
-    """All floating-point tensors in nested dicts and lists."""
-    if isinstance(state, dict):
-        state = state.values()
-    if isinstance(state, torch.Tensor):
-        return [state] if state.is_floating_point() else []
-    if not isinstance(state, str) and isinstance(state, Iterable):
-        return [tensor for value in state for tensor in find_floats(value)]
-    return []
-
-
-# ==== the checkpoints of a run ====
-
-
-class RunCheckpoints:
-    """last.pt (the newest state), previous.pt (the one before) and best.pt of a run folder.
-
-    folder: the run folder. state: TrainState. metadata: dict that all checkpoints hold beside the
-    weights; its "settings" (flags) and "data" must be equal to resume a run.
-    """
-
-    def __init__(self, folder, state, metadata):
-        self.folder, self.state, self.metadata = Path(folder), state, metadata
-        names = ("last", "previous", "best")
-        self.last, self.previous, self.best = (self.folder / f"{name}.pt" for name in names)
-
-    def clean(self, restart):
-        """Remove temporary files of killed runs; with `restart` also the checkpoints."""
-        old = [self.last, self.previous, self.best] if restart else []
-        for path in [*self.folder.glob(".*.partial"), *old]:
-            path.unlink(missing_ok=True)
-
-    def save_last(self):
-        """Write last.pt and keep the earlier one as previous.pt, in the main process only."""
-        if distributed.is_main():
-            self._save(self.last, self.previous, training=self.state.state_dict())
-
-    def save_best(self):
-        """Write best.pt, in the main process only."""
-        if distributed.is_main():
-            self._save(self.best, val_map=self.state.best_map)
-
-    def _save(self, path, previous=None, **more):
-        self.state.check_finite()
-        weights = {"epoch": self.state.epoch, "model": self.state.model.state_dict()}
-        save_checkpoint(path, {**self.metadata, **weights, **more}, previous)
-
-    def resume(self, free):
-        """Restore the newest intact checkpoint, if there is any.
-
-        free: names of flags that may differ from the interrupted run. Returns why last.pt was not
-        used, or None. Raises CheckpointError if no checkpoint is intact, or the run has other
-        settings or data.
-        """
-        paths = [path for path in (self.last, self.previous) if path.exists()]
-        problem = None
-        for path in paths:
-            try:
-                checkpoint = load_checkpoint(path)
-                break
-            except CheckpointError as error:
-                if path == paths[-1]:
-                    raise
-                problem = str(error)
-        else:
-            return None
-        if "training" not in checkpoint:
-            raise CheckpointError(f"{path}: has no optimiser state; only a last.pt can be resumed")
-        self._check_same_run(path, checkpoint, free)
-        self.state.load_state_dict(checkpoint["training"])
-        if problem and distributed.is_main():
-            self.last.unlink(missing_ok=True)  # or it would become the next previous.pt
-        return problem
-
-    def _check_same_run(self, path, checkpoint, free):
-        """Raise CheckpointError naming what differs from the run that wrote `checkpoint`."""
-        now, then = (
-            {f"--{name.replace('_', '-')}": v for name, v in run["settings"].items()}
-            | run.get("data", {})
-            for run in (self.metadata, checkpoint)
-        )
-        free = {f"--{name.replace('_', '-')}" for name in free}
-        changed = [
-            f"{name} is {now[name]}, was {then[name]}"
-            for name in now.keys() - free
-            if name in then and then[name] != now[name]
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{path}: the run has other settings or data ({'; '.join(sorted(changed))}); "
-                "repeat them to resume, or use another --output or --restart"
-            )
-
-
-class CheckpointTimer:
-    """Says after each step whether to save a checkpoint: by the clock, by steps, or on a signal.
-
-    SIGTERM and SIGINT are recorded, and acted on after the step. Terminals, `timeout`, SLURM and
-    torchrun signal every process of a run, often twice; so a second signal changes nothing, but
-    Ctrl-C again after more than a second stops without saving.
-    minutes, steps: how often to save; 0 for never.
-    """
-
-    def __init__(self, minutes, steps):
-        self.minutes, self.steps = minutes, steps
-        self.saved_at, self.signalled_at = time.monotonic(), None
-        self.stops_at_once = False
-        self.answer = None  # of all processes, asked for after the previous step
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number, _):
-        now = time.monotonic()
-        if self.signalled_at is None:
-            self.signalled_at = now
-        elif (
-            number == signal.SIGINT
-            and now - self.signalled_at > 1
-            and distributed.world_size() == 1
-        ):
-            raise KeyboardInterrupt
-        if self.stops_at_once:
-            self.stops_at_once = False
-            raise distributed.Stopped
-
-    def check(self, step):
-        """(whether to save, whether to stop) after `step` steps, counted from 1.
-
-        Several processes agree one step late, so that none waits for the others.
-        """
-        if distributed.world_size() == 1:
-            by_clock, stop = self._flags()
-        else:
-            by_clock, stop = self.answer() if self.answer else (False, False)
-        save = bool(by_clock or stop or (self.steps and step % self.steps == 0))
-        if save:
-            self.saved_at = time.monotonic()
-        self.answer = distributed.async_any(self._flags())
-        return save, stop
-
-    def _flags(self):
-        late = time.monotonic() - self.saved_at > 60 * self.minutes
-        return [bool(self.minutes and late), self.signalled_at is not None]
-
-    @contextlib.contextmanager
-    def saving_on_signal(self, checkpoints):
-        """A signal interrupts the body: save `checkpoints` as they are, and raise Stopped.
-
-        For work that can be repeated, such as validation.
-        """
-        try:
-            if self.signalled_at is not None:
-                raise distributed.Stopped
-            self.stops_at_once = True
-            yield
-        except distributed.Stopped:
-            checkpoints.save_last()
-            raise distributed.Stopped(
-                "train.py: stopped before validation; rerun to resume"
-            ) from None
-        finally:
-            self.stops_at_once = False
+def _one_line(error):
+    """The first line of an error, or its type where it has no text."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -6,10 +6,19 @@ import shutil
 import sys
 
 import yaml
+from yaml.constructor import SafeConstructor
 
+from utils.argtypes import folder_name
 from utils.errors import printable
+from utils.schema import is_text, show
 
 MOST_COLUMNS = 80
+MOST_BYTES = 2**16  # of a config
+MOST_LETTERS = 500  # of a message
+YAML = "tag:yaml.org,2002:"
+NULL, BOOL, INT, FLOAT = (f"{YAML}{name}" for name in ("null", "bool", "int", "float"))
+TAGS = {NULL, BOOL, INT, FLOAT, *(f"{YAML}{name}" for name in ("str", "timestamp", "value"))}
+SEQUENCE = f"{YAML}seq"
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,9 +80,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print one line and exit with status 2."""
-        message = message.removeprefix("argument ")
+        message = escape(message.removeprefix("argument "))[:MOST_LETTERS]
         source = f"{self.config} and " if self.config else ""
         self.exit(2, printable(f"{self.prog}: {message}; see {source}--help") + "\n")
+
+
+def escape(text):
+    """`text` as one line without control characters."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -116,49 +130,76 @@ def config_tokens(parser, path):
     """The command-line arguments that are equal to the YAML file at `path`: list of str."""
     flags = {name: action for name, action in parser.flags.items() if name != "config"}
     tokens = []
-    for key, value in _read_mapping(parser, path).items():
-        name = str(key).replace("-", "_")
+    for key, node in _read_mapping(parser, path).items():
+        name = key.replace("-", "_")
         if name not in flags:
-            parser.error(f"{path}: unknown key {str(key)!r}{_suggest(name, flags)}")
-        tokens += _flag_tokens(parser, flags[name], value, f"{path}: {key}")
+            parser.error(f"{path}: unknown key {show(key)}{_suggest(name[:100], flags)}")
+        tokens += _flag_tokens(parser, flags[name], node, f"{path}: {key}")
     return tokens
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML silently takes the last of two equal keys; a config must not."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(f"duplicate key '{twice.pop()}'")
-        return super().construct_mapping(node, deep)
-
-
 def _read_mapping(parser, path):
+    """The keys of a YAML file with the nodes of their values: {str: yaml.Node}.
+
+    Nodes are the parsed text before any object is made of it, so that aliases, dates and tags
+    cannot expand into anything else than what the file shows.
+    """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            mapping = yaml.load(file, Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        parser.error(f"--config {path}: {' '.join(str(error).split())}")
-    if mapping is None:
+        with open(path, "rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            parser.error(f"--config {path}: has more than {MOST_BYTES} bytes")
+        root = yaml.compose(text.decode("utf-8-sig"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        parser.error(f"--config {path}: {' '.join(str(error).split())[:300]}")
+    if root is None or root.tag == NULL:
         return {}
-    if not isinstance(mapping, dict):
+    if not isinstance(root, yaml.MappingNode):
         parser.error(f"--config {path}: expected lines of 'key: value'")
-    return mapping
+    values = {}
+    for key, value in root.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+        if name in values:
+            parser.error(f"--config {path}: duplicate key {show(name)}")
+        values[name] = value
+    return values
 
 
-def _flag_tokens(parser, action, value, where):
+def _flag_tokens(parser, action, node, where):
+    """The command-line arguments of one key. node: its value."""
+    is_list = isinstance(node, yaml.SequenceNode)
+    items = node.value if is_list else [node]
+    if is_list and node.tag != SEQUENCE or not all(isinstance(i, yaml.ScalarNode) for i in items):
+        parser.error(f"{where}: expected a value or a list of values, not a {node.id} in it")
+    values = [_read_scalar(parser, action, item, where) for item in items]
+    shown = "a list" if is_list else show(values[0])
     if isinstance(action, argparse.BooleanOptionalAction):
-        if not isinstance(value, bool):
-            parser.error(f"{where}: expected true or false, not {value!r}")
-        return [action.option_strings[0 if value else 1]]
-    if value is None or isinstance(value, (bool, dict)):
-        parser.error(f"{where}: {value!r} is no value; remove the key to use the default")
-    if isinstance(value, list) != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
-        kind = "one value" if isinstance(value, list) else "a list such as [128, 171]"
-        parser.error(f"{where}: expected {kind}, not {value!r}")
-    values = value if isinstance(value, list) else [value]
+        if is_list or not isinstance(values[0], bool):
+            parser.error(f"{where}: expected true or false, not {shown}")
+        return [action.option_strings[0 if values[0] else 1]]
+    if any(value is None or isinstance(value, bool) for value in values):
+        parser.error(f"{where}: {shown} is no value; remove the key to use the default")
+    if is_list != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
+        kind = "one value" if is_list else "a list such as [128, 171]"
+        parser.error(f"{where}: expected {kind}, not {shown}")
     if action.nargs is None:  # "=" because a value may start with a dash
         return [f"{action.option_strings[0]}={values[0]}"]
+    if any(str(value).startswith("--") for value in values):
+        parser.error(f"{where}: a value must not start with two dashes")
     return [action.option_strings[0], *map(str, values)]
+
+
+def _read_scalar(parser, action, node, where):
+    """The value of a scalar node: None, bool, int or float, else text as it is written."""
+    if node.tag not in TAGS:
+        parser.error(f"{where}: the tag {show(node.tag)} is not supported; remove it")
+    value = node.value
+    is_text_flag = action.type in (None, folder_name)  # such as the folder 007
+    if node.tag in (NULL, BOOL) or (node.tag in (INT, FLOAT) and not is_text_flag):
+        try:
+            value = SafeConstructor().construct_document(node)
+        except (ValueError, KeyError):
+            parser.error(f"{where}: {show(value)} is no {node.tag.rpartition(':')[2]}")
+    if isinstance(value, str) and not is_text(value):
+        parser.error(f"{where}: {show(value)} has a character that no file name can have")
+    return value

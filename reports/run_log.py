@@ -1,5 +1,6 @@
 """The log of a run: one line of JSON per epoch, and TensorBoard files."""
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils import schema
 from utils.files import is_utf8, write_text
 from utils.terminal import print_main
+
+RECORD = schema.record({"epoch": schema.whole()}, others=schema.real())
 
 
 class RunLog:
@@ -34,15 +38,15 @@ class RunLog:
             print_main(f"warning: {folder}: not UTF-8; no TensorBoard files, only {self.path.name}")
 
     def read(self):
-        """The records so far: a list of dicts, without a last line that a kill cut short."""
+        """The records so far: a list of dicts, without damaged lines, such as half a last line."""
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        for line in self.path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                RECORD(record, "line")
+                records.append(record)
         return records
 
     def write(self, record):
