@@ -10,6 +10,7 @@ it encodes only new and changed videos, also after an interruption. `query`
 prints the rank, distance in bits, class and path of the nearest videos.
 """
 
+from utils.device import set_threads
 from utils.errors import die_on_ctrl_c
 
 if __name__ == "__main__":  # imports take seconds
@@ -67,6 +68,7 @@ def add_encoder_flags(parser):
     amp = "mixed precision on GPUs; CPUs use float32"
     add("--amp", action=BooleanOptionalAction, default=True, help=amp)
     add("--workers", type=count, default=processors(), help="processes that decode videos")
+    add("--threads", type=count, help="CPU threads of PyTorch (default: all cores)")
     add("--batch-size", type=count, default=16, help="clips per batch")
     timeout = {"type": number(float, above=0), "default": 600, "metavar": "SECONDS"}
     add("--timeout", **timeout, help="limit per video; videos over the limit are skipped")
@@ -362,6 +364,7 @@ def read_preview(path, start, end):
 
 def main(args):
     device = distributed.start(args.device)
+    set_threads(args.threads)
     if args.command == "query":
         return query_videos(device, args)
     check_writable(args.output, "--output")

@@ -9,6 +9,7 @@ query_codes, query_labels, database_codes, database_labels. Several files of
 either kind are compared in one table.
 """
 
+from utils.device import set_threads
 from utils.errors import die_on_ctrl_c
 
 if __name__ == "__main__":  # imports take seconds
@@ -61,6 +62,7 @@ def build_parser():
     add("--amp", action=BooleanOptionalAction, default=True, help=amp)
     add("--batch-size", type=count, default=32, help="clips per batch")
     add("--workers", type=count_or_0, default=2, help="processes that read frames")
+    add("--threads", type=count, help="CPU threads of PyTorch (default: all cores)")
     return parser
 
 
@@ -318,6 +320,7 @@ def result_folders(output, names):
 
 def main(args):
     device = distributed.start(args.device)
+    set_threads(args.threads)
 
     # ==== files ====
     checkpoints = [find_checkpoint(path) for path in dict.fromkeys(args.checkpoint)]

@@ -49,7 +49,7 @@ from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.metrics import evaluate
 from utils import distributed
-from utils.device import mixed_precision, set_deterministic, to_device
+from utils.device import mixed_precision, set_deterministic, set_threads, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
@@ -374,6 +374,7 @@ def build_train_state(model, steps_per_epoch, device, args):
 
 def main(args):
     device = distributed.start(args.device)
+    set_threads(args.threads)
     set_deterministic(args.deterministic)
 
     # ==== data ====

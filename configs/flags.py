@@ -21,7 +21,7 @@ MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 
 # Flags that may differ when a run is resumed: they do not change what is learnt.
 PATHS = ("config", "frames", "splits", "output", "cache_folder")
-SPEED = ("workers", "device", "cache", "cache_frames")
+SPEED = ("workers", "threads", "device", "cache", "cache_frames")
 SAVING = ("restart", "save_minutes", "save_steps", "eval_every")
 FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 
@@ -260,6 +260,7 @@ def add_run_flags(parser):
         default=min(8, processors()),
         help="processes that read frames, for each training process",
     )
+    add("--threads", type=number(int, least=1), help="CPU threads of PyTorch (default: all cores)")
     add(
         "--cache",
         choices=CACHE_LOCATIONS,

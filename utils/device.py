@@ -52,6 +52,12 @@ def mixed_precision(device, wanted):
     return torch.bfloat16 if in_hardware else torch.float16
 
 
+def set_threads(count):
+    """Let PyTorch compute with `count` CPU threads; None keeps its default."""
+    if count:
+        torch.set_num_threads(count)
+
+
 def set_deterministic(is_on):
     """Make PyTorch repeat its results bit for bit, with a warning where it cannot; or be fast.
 
