@@ -1,6 +1,7 @@
 """Hash codes: from real values to bits, and .npz files with the codes and labels of any system."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -80,6 +81,9 @@ def read_arrays(path):
     try:
         with zipfile.ZipFile(path) as file:
             members = {name: f"{name}.npy" for name in known if f"{name}.npy" in file.namelist()}
+            size = sum(file.getinfo(member).file_size for member in members.values())
+            if 2 * size > physical_memory():
+                raise MemoryError
             arrays = {name: read_array(file, member) for name, member in members.items()}
     except MemoryError:
         raise UserError(f"{path}: its arrays do not fit into memory") from None
@@ -94,6 +98,13 @@ def read_arrays(path):
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing; required are {', '.join(required)}")
     return arrays
+
+
+def physical_memory():
+    """Bytes of memory of this machine; no limit where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_array(file, member):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval import codes as codes_module
 from retrieval.codes import binarize, load_codes, save_codes
 from utils.errors import UserError
 
@@ -210,6 +211,13 @@ def test_an_array_that_claims_more_than_the_memory_is_refused(tmp_path):
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("query_codes.npy", header.getvalue())
     with pytest.raises(UserError, match="do not fit into memory|damaged"):
+        load_codes(path)
+
+
+def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "codes.npz", np.where(np.ones((2000, 500)), 1.0, -1.0), np.zeros(2000))
+    monkeypatch.setattr(codes_module, "physical_memory", lambda: 15_000_000)
+    with pytest.raises(UserError, match="do not fit into memory"):
         load_codes(path)
 
 

@@ -211,6 +211,21 @@ def test_mistakes_are_one_line(checkpoint, videos, tmp_path, run_script):
     assert len(json.loads(both.stdout)) == 1, "the other query is answered all the same"
 
 
+def test_one_flipped_bit_ends_query_and_update(checkpoint, videos, tmp_path, run_script):
+    """Neither answers with it nor writes it into the next index."""
+    index, video = tmp_path / "index", next((videos / CLASSES[2]).iterdir())
+    command = index_command(checkpoint, videos, index)
+    run_script(*command, status=1)
+    path = next(index.glob("*.faiss"))
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 16]))
+    before = content(index)
+    for words in (query_command(index, video), command):
+        process = run_script(*words, status=1)
+        assert process.stderr.endswith("the checksum is wrong); delete it and index again\n")
+        assert process.stderr.count("\n") == 1 and not process.stdout
+    assert content(index) == before
+
+
 def kill_and_repeat(command, output, kills, delays, start_script):
     """Kill the command after each delay beyond its first progress, then let it end: its output."""
     for _ in range(kills):
