@@ -8,6 +8,11 @@ new, changed and incomplete videos are extracted. Videos that cannot be read are
 listed with the reasons in <frames>/failures.csv.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import argparse
 import shutil
 import sys
@@ -28,13 +33,13 @@ from datasets.frame_folders import (
     publish,
     run_folder,
 )
+from datasets.process_pool import run_jobs
 from datasets.video import VideoError, iterate_video, sample_video
 from datasets.video_files import find_class_videos
 from utils.argtypes import number, processors
 from utils.config import Parser
-from utils.errors import DISK_ERRORS, UserError, exit_on_user_error
+from utils.errors import DISK_ERRORS, UserError, exit_on_user_error, printable
 from utils.files import check_writable, write_failures
-from utils.process_pool import run_jobs
 from utils.terminal import progress, safe_streams
 
 # How the last line counts the videos that were extracted again, by the states of `find_state`.
@@ -216,7 +221,7 @@ def main(args):
     videos, num_ignored = find_class_videos(args.videos, skip=[args.frames])
     archives = [path for path in advice.find_archives(args.videos) if not advice.is_unpacked(path)]
     if archives:
-        print(f"note: {advice.advise_unpacking(archives)}")
+        print(printable(f"note: {advice.advise_unpacking(archives)}"))
     folders = plan_folders(videos, args.frames)
     check_writable(args.frames, "--frames")
     settings = {"num_frames": args.num_frames, "size": args.size, "quality": args.quality}

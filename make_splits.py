@@ -13,6 +13,11 @@ from the training videos in whole groups (videos cut from one recording),
 because near-duplicates leak between random splits.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import argparse
 import sys
 from collections import Counter
@@ -26,8 +31,8 @@ from datasets.splits import check_classes
 from datasets.video_files import has_class_videos
 from utils.argtypes import number
 from utils.config import Parser
-from utils.errors import UserError, exit_on_user_error
-from utils.files import check_writable, printable, write_text
+from utils.errors import UserError, exit_on_user_error, printable
+from utils.files import check_writable, write_text
 from utils.terminal import safe_streams
 
 
@@ -171,7 +176,7 @@ def write_lists(folder, classes, splits):
         path = folder / f"{split}.txt"
         write_text(path, "".join(f"{video.name} {video.label}\n" for video in videos))
         groups = len({video.group for video in videos})
-        print(f"{split:5} {len(videos):6} videos {groups:5} groups  {path}")
+        print(f"{split:5} {len(videos):6} videos {groups:5} groups  {printable(path)}")
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
@@ -180,7 +185,7 @@ def print_notes(classes, splits, shared, has_groups):
     if shared:
         print(
             f"note: in the official lists {len(shared)} groups are both in train and test, such as "
-            f"{shared[0]}"
+            f"{printable(shared[0])}"
         )
     else:
         print(f"{len(classes)} classes; no video and no group is in two lists")

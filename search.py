@@ -10,6 +10,11 @@ it encodes only new and changed videos, also after an interruption. `query`
 prints the rank, distance in bits, class and path of the nearest videos.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -84,6 +89,7 @@ import cv2
 import numpy as np
 import torch
 
+from datasets.process_pool import run_jobs
 from datasets.transforms import prepare
 from datasets.video import VideoError, read_clip, read_video
 from datasets.video_files import find_videos
@@ -91,20 +97,12 @@ from models import build_saved_model
 from reports.page import PREVIEW_HEIGHT, preview, write_page
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder
-from retrieval.index import (
-    Index,
-    IndexFileError,
-    append_to_journal,
-    encoded_videos,
-    journal_path,
-    plan_update,
-    write_index,
-)
+from retrieval.index import Index, IndexFileError, check_index_folder, write_index
+from retrieval.index_update import append_to_journal, encoded_videos, journal_path, plan_update
 from utils import distributed
 from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from utils.errors import UserError, exit_on_user_error
-from utils.files import check_writable, file_lock, printable, write_failures
-from utils.process_pool import run_jobs
+from utils.errors import UserError, exit_on_user_error, printable
+from utils.files import check_writable, file_lock, write_failures
 from utils.terminal import progress, safe_streams
 
 PREVIEW_FRAMES = 8
@@ -189,11 +187,11 @@ def index_videos(device, args):
     folders = {"checkpoint": os.path.abspath(checkpoint), "videos": os.path.abspath(args.videos)}
     write_index(args.output, {**encoder.metadata, **folders}, unchanged + encoded)
     print(
-        f"{len(unchanged + encoded)} videos in {args.output}: {len(encoded)} encoded, "
+        f"{len(unchanged + encoded)} videos in {printable(args.output)}: {len(encoded)} encoded, "
         f"{len(unchanged)} already there, {num_removed} removed, {len(failures)} failed"
     )
     if failures:
-        print(f"search.py: the reasons are in {failures_path}", file=sys.stderr)
+        print(printable(f"search.py: the reasons are in {failures_path}"), file=sys.stderr)
     return int(bool(failures))
 
 
@@ -242,7 +240,7 @@ def query_videos(device, args):
         codes |= batch
         failures |= failed
     for path, reason in failures.items():
-        print(f"search.py: {printable(path)}: {reason}", file=sys.stderr)
+        print(printable(f"search.py: {path}: {reason}"), file=sys.stderr)
     searches = [
         {"path": path, "class": None, "results": search(index, path, codes[path], args)}
         for path in dict.fromkeys(args.video)
@@ -304,12 +302,13 @@ def shorten(path):
 def is_same_file(path, other):
     try:
         return os.path.samefile(path, other)
-    except OSError:
+    except (OSError, ValueError):  # no such file, or no possible name
         return False
 
 
 def print_results(searches):
-    classes = [result["class"] or "-" for found in searches for result in found["results"]]
+    results = [result for found in searches for result in found["results"]]
+    classes = [printable(result["class"] or "-") for result in results]
     width = max(map(len, ["class", *classes]))
     for found in searches:
         print(f"\n{printable(found['path'])}\nrank  bits  {'class':<{width}}  path")
@@ -366,8 +365,9 @@ def main(args):
     if args.command == "query":
         return query_videos(device, args)
     check_writable(args.output, "--output")
-    lock = args.output.absolute().with_name(f".{args.output.absolute().name}.lock")
-    with file_lock(lock) if distributed.is_main() else contextlib.nullcontext():
+    check_index_folder(args.output)  # before the lock, which makes the folder
+    lock = file_lock(args.output / ".lock")
+    with lock if distributed.is_main() else contextlib.nullcontext():
         return index_videos(device, args)
 
 

@@ -9,6 +9,11 @@ query_codes, query_labels, database_codes, database_labels. Several files of
 either kind are compared in one table.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 import sys
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -97,8 +102,8 @@ from retrieval.hamming import nearest
 from retrieval.metrics import evaluate
 from utils import distributed
 from utils.checkpoint import find_checkpoint, load_checkpoint
-from utils.errors import UserError, exit_on_user_error
-from utils.files import check_writable, write_text
+from utils.errors import UserError, exit_on_user_error, printable
+from utils.files import check_writable, is_utf8, write_text
 from utils.terminal import safe_streams
 
 SHOWN_RESULTS = 10  # per query, in the pictures
@@ -185,7 +190,7 @@ def read_val(checkpoint, splits):
 
 def warn(message):
     if distributed.is_main():
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        tqdm.write(printable(f"warning: {message}"), file=sys.stderr)
 
 
 # ==== encoding and measuring ====
@@ -274,12 +279,13 @@ def find_examples(items, count):
 
 def write_report(reports, output):
     """Print the table of {name: metrics}, and draw the curves of all into `output`."""
+    reports = {printable(name): metrics for name, metrics in reports.items()}
     print(format_report(reports))
     plot_precision_recall(reports, output / "precision_recall.png")
     plot_precision_at(reports, output / "precision_at.png")
     print("\nmAP over all ranks, ties exact:", end=" ")
     print(", ".join(f"{metrics['map']:.4f} {name}" for name, metrics in reports.items()))
-    print(f"results in {output}")
+    print(printable(f"results in {output}"))
 
 
 # ==== main ====
@@ -297,19 +303,34 @@ def short_names(paths):
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
+def result_folders(output, names):
+    """The folder for the results of each name: `output` for one, else different ones below it."""
+    if len(names) == 1:
+        return [output]
+    folders = []
+    for name in names:
+        folder = output / name.strip("/").replace("/", "_")
+        while folder in folders:  # such as those of x/y_z and x_y/z
+            folder = folder.with_name(f"{folder.name}_")
+        folders.append(folder)
+    return folders
+
+
 def main(args):
     device = distributed.start(args.device)
 
     # ==== files ====
-    checkpoints = [find_checkpoint(path) for path in args.checkpoint]
-    files = checkpoints + [Path(path) for path in args.codes]
-    output = choose_output(args, checkpoints)
+    checkpoints = [find_checkpoint(path) for path in dict.fromkeys(args.checkpoint)]
+    files = checkpoints + [Path(path) for path in dict.fromkeys(args.codes)]
+    output, names = choose_output(args, checkpoints), short_names(files)
     check_writable(output, "--output")
+    folders = result_folders(output, names)
+    if args.projector and not all(map(is_utf8, folders)):
+        raise UserError(f"--projector: {output}: TensorBoard takes only names that are UTF-8")
 
     # ==== encode and measure ====
     reports = {}
-    for name, path in zip(short_names(files), files, strict=True):
-        folder = output if len(files) == 1 else output / name.strip("/").replace("/", "_")
+    for name, path, folder in zip(names, files, folders, strict=True):
         if path in checkpoints:
             reports |= measure_checkpoint(path, name, folder, device, args)
         else:

@@ -9,6 +9,11 @@ validation mAP), metrics.jsonl (a line per epoch) and TensorBoard files. The
 same command resumes an interrupted run.
 """
 
+from utils.errors import die_on_ctrl_c
+
+if __name__ == "__main__":  # imports take seconds
+    die_on_ctrl_c()
+
 from configs.flags import FREE_TO_CHANGE, MEMORY_FLAGS, parse_train_flags
 
 if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
@@ -37,8 +42,9 @@ from datasets.splits import (
 )
 from datasets.transforms import augment, prepare
 from losses import MINING
-from models import build_initial_model
+from models import build_initial_model, describe_normalisation
 from reports.figures import precision_at_figure, precision_recall_figure
+from reports.run_log import RunLog, log_environment
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.metrics import evaluate
@@ -47,7 +53,6 @@ from utils.device import mixed_precision, set_deterministic, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
-from utils.run_log import RunLog, log_environment
 from utils.terminal import print_main, progress, safe_streams
 from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
 
@@ -339,7 +344,9 @@ def prepare_model(args, device):
     """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
-    model, settings, normalisation, source = build_initial_model(settings, args.pretrained)
+    model, settings, normalisation, source = build_initial_model(
+        settings, args.pretrained, args.normalisation
+    )
     if args.sync_batch_norm:
         if device.type != "cuda":
             raise UserError("--sync-batch-norm: PyTorch has it for GPUs only")
@@ -347,7 +354,10 @@ def prepare_model(args, device):
     model.freeze(args.freeze_until, args.freeze_batch_norm)
     to_device(model, device)
     if source:
-        print_main(f"backbone from {source['file']} ({source['family']})")
+        origin = f"{source['family']}, SHA-256 {source['sha256']}"
+        print_main(f"backbone from {source['file']} ({origin})")
+    if source or args.normalisation:
+        print_main(f"normalisation {describe_normalisation(normalisation)}")
     return model, {"network": settings, "pretrained": source}, normalisation
 
 

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_measurements import MEASUREMENTS
+from reports.run_log import describe_environment
 from utils.argtypes import number
 from utils.config import Parser
 from utils.device import mixed_precision
 from utils.files import write_text
-from utils.run_log import describe_environment
 
 FULL = {
     # training steps: clips per batch, frames per clip, pixels per side, factor on channels

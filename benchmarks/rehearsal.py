@@ -15,11 +15,11 @@ from pathlib import Path
 
 import cv2
 
+from datasets.process_pool import end_with_parent
 from datasets.synthetic import class_names, render_clip
 from datasets.video import even_positions
 from utils.argtypes import number, processors
 from utils.config import Parser
-from utils.process_pool import end_with_parent
 
 QUALITY = 95  # of JPEG, the default of extract_frames.py
 

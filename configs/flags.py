@@ -12,6 +12,10 @@ from utils.config import Parser, parse_args
 BACKBONES = ("c3d", "resnet18", "resnet34", "r3d18", "r3d34")
 MINING = ("batch-all", "batch-hard")
 DISTANCES = ("hamming", "squared", "euclidean")
+NORMALISATIONS = (
+    *("kinetics400", "hara2018", "hara2017"),
+    *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2"),
+)
 CACHE_LOCATIONS = ("none", "disk", "ram", "device")
 MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 
@@ -100,6 +104,14 @@ def add_pretrained_flags(parser):
         help="r3d18_kinetics400 (torchvision downloads it), a weights file (docs/models.md lists "
         "the known kinds), a checkpoint of train.py, or none; the weights set mean, range and "
         "channel order of the input (default: none)",
+    )
+    add(
+        "--normalisation",
+        choices=NORMALISATIONS,
+        metavar="NAME",
+        help=f"mean, range and channel order of the input: {', '.join(NORMALISATIONS)}; for "
+        "weights that were not trained with those of their format (default: those of the format, "
+        "or kinetics400 for random weights)",
     )
     add(
         "--backbone-lr-factor",

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from datasets.frames import clip_positions, split_item
 from datasets.splits import SplitError
-from utils.files import atomic_write, file_lock
-from utils.terminal import progress
+from utils.files import atomic_write, file_lock, remove_temporary
+from utils.terminal import print_main, progress
 
 CHECKSUM = np.dtype("<u4")
 
@@ -97,7 +95,7 @@ def build_cache(data, frames, folder, workers):
         if is_intact(path, shape, workers):
             return path
         if path.exists():
-            tqdm.write(f"{path}: damaged; building it again")
+            print_main(f"{path}: damaged; building it again")
             path.unlink()
         _build(path, shape, data, workers)
     return path
@@ -111,7 +109,7 @@ def _build(path, shape, data, workers):
             f"--cache: {path.parent} has {free / 1e9:.1f} GB free and the clips need "
             f"{need / 1e9:.1f} GB; use another --cache-folder or --cache none"
         )
-    _remove_stale(path.parent)
+    remove_temporary(path.parent)
     with atomic_write(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # a full disk must fail now: later it kills by SIGBUS
@@ -133,17 +131,6 @@ def _build(path, shape, data, workers):
 
 def _num_bytes(shape):
     return int(np.prod(shape, dtype=np.int64))
-
-
-def _remove_stale(folder):
-    """Delete the temporary files of killed processes of this machine."""
-    for temporary in folder.glob(f".*.{platform.node()}.*.partial"):
-        try:
-            os.kill(int(temporary.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            temporary.unlink(missing_ok=True)
-        except PermissionError:  # the process is another user's, and alive
-            continue
 
 
 # ==== the Dataset ====

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.cache import CachedDataset
+from datasets.process_pool import end_with_parent
 from datasets.samplers import PKBatchSampler, RandomBatchSampler
-from utils.process_pool import end_with_parent
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 

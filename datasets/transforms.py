@@ -91,8 +91,22 @@ def augment(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator)
     return _normalise(clips, preprocessing)
 
 
+def _cut_centre(clips, size):
+    """The central size x size pixels of clips (B, T, H, W, 3): (B, T, 3, size, size) float."""
+    height, width = clips.shape[2:4]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    window = clips[:, :, top : top + size, left : left + size]
+    return window.permute(0, 1, 4, 2, 3).float().contiguous()
+
+
 def prepare(clips, preprocessing):
-    """The central crop of each clip, then normalisation; arguments as for `augment`."""
+    """The central crop of each clip, then normalisation; arguments as for `augment`.
+
+    A crop that has, rounded, the size of the result is cut out at whole pixels: sampling between
+    pixels would blur it.
+    """
+    if round(preprocessing["crop"] * min(clips.shape[2:4])) == preprocessing["size"]:
+        return _normalise(_cut_centre(clips, preprocessing["size"]), preprocessing)
     batch, device = len(clips), clips.device
     centres = torch.zeros(batch, 2, device=device)
     scales = torch.full((batch,), preprocessing["crop"], device=device)

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from models.c3d import C3D
 from models.hashing import HashingNetwork
 from models.pretrained import fill_backbone, load_pretrained
-from models.pretrained_formats import KINETICS
+from models.pretrained_formats import KINETICS, NORMALISATIONS, describe_normalisation
 from models.resnet3d import ResNet3D
 from utils.checkpoint import CheckpointError
 from utils.checkpoint_schema import check_weights
@@ -68,18 +68,20 @@ def build_saved_model(checkpoint, path):
     return build_model(**network)
 
 
-def build_initial_model(settings, pretrained=None):
+def build_initial_model(settings, pretrained=None, normalisation=None):
     """The network that training starts from: `build_model`, and pretrained weights if wanted.
 
     settings: arguments of `build_model`; shortcut None means what the weights need, otherwise B.
     pretrained: name or path for `load_pretrained`; None or "none" for random weights.
+    normalisation: a key of NORMALISATIONS; None for that of the weights.
     Returns (model, the settings used, normalisation of the input, source of the weights or None).
     Raises UserError where the weights contradict the settings.
     """
+    chosen = NORMALISATIONS.get(normalisation)
     if pretrained in (None, "none"):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
-        return build_model(**settings), settings, KINETICS, None
-    weights = load_pretrained(pretrained)
+        return build_model(**settings), settings, chosen or KINETICS, None
+    weights = load_pretrained(pretrained, settings["shortcut"])
     for key in ("backbone", "width", "shortcut"):
         needed, given = getattr(weights, key), settings[key]
         if given != needed and None not in (given, needed):
@@ -89,15 +91,17 @@ def build_initial_model(settings, pretrained=None):
     settings = {**settings, "shortcut": weights.shortcut or "B"}
     model = build_model(**settings)
     fill_backbone(model.backbone, weights)
-    return model, settings, weights.normalisation, weights.source()
+    return model, settings, chosen or weights.normalisation, weights.source()
 
 
 __all__ = [
     "BACKBONES",
     "KINETICS",
+    "NORMALISATIONS",
     "HashingNetwork",
     "build_initial_model",
     "build_model",
     "build_saved_model",
+    "describe_normalisation",
     "load_pretrained",
 ]

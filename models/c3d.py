@@ -7,6 +7,8 @@ https://github.com/facebookarchive/C3D.
 Differences from the paper:
 - Clips of any size from 16 frames and 16x16 pixels: adaptive average pooling after pool5 makes the
   output 1x4x4. At the paper's 16x112x112 it changes nothing.
+- pool5 pads height and width by one pixel, as all ports to PyTorch do. Caffe does not pad, and
+  rounds the size up. The output is 4x4 in both, but the windows differ by one pixel.
 - Initialisation of He et al. (2015) instead of N(0, 0.01), from which a network of this depth
   without batch normalisation hardly trains.
 - No classifier: the output is fc7 after its ReLU. A factor scales the width.

@@ -5,8 +5,6 @@ be used, except those of its classifier, and every parameter of the backbone mus
 otherwise the file is refused with the reason.
 """
 
-import hashlib
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +12,16 @@ from pathlib import Path
 import torch
 
 from models.pretrained_formats import FORMATS
-from utils.errors import UserError
-from utils.files import file_lock
+from models.weight_files import DOWNLOADS, PretrainedError, download, read_weight_file
+from utils.checkpoint import load_checkpoint
+from utils.files import printable
 
-DOWNLOADS = {"r3d18_kinetics400": "R3D_18_Weights.KINETICS400_V1"}  # name -> torchvision's enum
 RESNET_DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "34"}  # blocks per stage -> depth
 WRAPPERS = ("module.", "backbone.")  # prefixes that DataParallel and mmaction2 add to keys
-
-
-class PretrainedError(UserError):
-    """Unsuitable weights; the message is one line that says what to do."""
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32)  # of the counters of batch normalisation
+COUNTER = "num_batches_tracked"
+LONGEST_KEY = 80  # characters shown
 
 
 @dataclass(frozen=True)
@@ -44,31 +42,44 @@ class Pretrained:
         return {"family": self.family, "file": self.file, "sha256": self.sha256}
 
 
-def load_pretrained(name_or_path):
+def load_pretrained(name_or_path, shortcut=None):
     """Read a weight file, or download one of DOWNLOADS, and return it as `Pretrained`.
 
+    shortcut: "A" if the user says that the weights have shortcut A, which leaves no keys; else any.
     Raises PretrainedError when the file is missing, contains more than tensors, has no known format
     or has keys that its format does not have.
     """
-    path = _download(name_or_path) if name_or_path in DOWNLOADS else Path(name_or_path)
+    path = download(name_or_path) if name_or_path in DOWNLOADS else Path(name_or_path)
     if not path.is_file():
         raise PretrainedError(
             f"--pretrained {name_or_path}: file not found; these names can be downloaded: "
             f"{', '.join(DOWNLOADS)}"
         )
-    content = _read(path)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if isinstance(content, dict) and "network" in content and "preprocessing" in content:
-        return _from_checkpoint(content, path.name, sha256)
-    state_dict = _find_state_dict(content, path)
-    weight_format = recognise(state_dict, path)
+    try:
+        return _load(path, shortcut)
+    except PretrainedError as error:
+        raise PretrainedError(f"{printable(path)}: {error}") from error
+
+
+def _load(path, shortcut):
+    """`load_pretrained` of an existing file; the messages of its errors lack the path."""
+    content, sha256 = read_weight_file(path)
+    if isinstance(content, dict) and {"format", "network", "preprocessing"} <= content.keys():
+        return _from_checkpoint(load_checkpoint(path), path.name, sha256)
+    state_dict = _find_state_dict(content)
+    weight_format = recognise(state_dict)
+    if weight_format.shortcut == "A" != shortcut and any(COUNTER in key for key in state_dict):
+        raise PretrainedError(
+            "has no weights of shortcuts, though it is of PyTorch 0.4.1 or later; pass "
+            "--shortcut A if the network has shortcut A, otherwise the file is incomplete"
+        )
     return Pretrained(
         family=weight_format.name,
-        backbone=_find_backbone(weight_format, state_dict, path),
+        backbone=_find_backbone(weight_format, state_dict),
         shortcut=weight_format.shortcut,
         width=1.0,
         normalisation=weight_format.normalisation,
-        weights=_rename_keys(weight_format, state_dict, path),
+        weights=_rename_keys(weight_format, state_dict),
         file=path.name,
         sha256=sha256,
     )
@@ -78,90 +89,96 @@ def fill_backbone(backbone, pretrained):
     """Load the weights into `backbone`; all weights are used and all parameters are filled.
 
     Only `num_batches_tracked`, which files of 2017 lack, may be missing. Raises PretrainedError
-    with the first few keys that are missing, unexpected or of another shape.
+    with the first few keys that are missing, unexpected, of another shape or not finite.
     """
     ours, theirs = backbone.state_dict(), pretrained.weights
+    shapes = {key: tuple(tensor.shape) for key, tensor in ours.items()}
     problems = {
-        "missing": [k for k in ours if k not in theirs and "num_batches_tracked" not in k],
-        "unexpected": [k for k in theirs if k not in ours],
+        "missing": [key for key in ours if key not in theirs and COUNTER not in key],
+        "unexpected": [key for key in theirs if key not in ours],
         "mismatched": [
-            f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
-            for k in ours
-            if k in theirs and theirs[k].shape != ours[k].shape
+            f"{key} {tuple(tensor.shape)} instead of {shapes[key]}"
+            for key, tensor in theirs.items()
+            if key in shapes and tuple(tensor.shape) != shapes[key]
         ],
     }
+    if not any(problems.values()):  # their sizes are known: a file can claim any shape
+        problems["NaN, infinite or negative"] = [k for k in ours if _is_impossible(k, theirs)]
     for problem, keys in problems.items():
         if keys:
             raise PretrainedError(
-                f"{pretrained.file} ({pretrained.family}): {len(keys)} {problem} keys: "
-                f"{', '.join(keys[:3])}"
+                f"{printable(pretrained.file)} ({pretrained.family}): {len(keys)} {problem} keys: "
+                f"{show(keys)}"
             )
     backbone.load_state_dict(theirs, strict=False)
 
 
-# ==== reading a file ====
+def _is_impossible(key, weights):
+    """Whether a tensor is not finite as float32, or a variance below zero."""
+    tensor = weights.get(key, torch.zeros(1)).float()
+    return not tensor.isfinite().all() or ("running_var" in key and bool((tensor < 0).any()))
 
 
-def _download(name):
-    """Path of torchvision's file in the cache of torch.hub; downloads it on the first call."""
-    from torchvision.models import get_weight
-
-    url = get_weight(DOWNLOADS[name]).url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.exists():
-        return path
-    with file_lock(path.parent / ".lock", seconds=-1):  # one of several processes downloads
-        prefix = path.stem.rpartition("-")[2]
-        try:
-            if not path.exists():
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
-        except (OSError, RuntimeError) as error:
-            raise PretrainedError(
-                f"--pretrained {name}: cannot download {url} ({error}); download it on another "
-                "machine and pass its path"
-            ) from error
-    return path
+def show(keys):
+    """The first keys as one line."""
+    return ", ".join(printable(key)[:LONGEST_KEY] for key in keys[:3])
 
 
-def _read(path):
-    """The content of a file that torch.save wrote; no code in it is run."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise PretrainedError(
-            f"{path}: refused, because loading it could run code: it contains more than tensors "
-            f"({reason})"
-        ) from error
-    except Exception as error:  # bytes that are no pickle can raise any exception
-        raise PretrainedError(f"{path}: damaged, or not a PyTorch file") from error
+# ==== the tensors of a file ====
 
 
-def _find_state_dict(content, path):
+def _find_state_dict(content):
     """The flat {key: tensor} of a file, without WRAPPERS."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise PretrainedError(f"{path}: contains no state_dict")
-    if not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise PretrainedError(f"{path}: contains more than tensors; save only model.state_dict()")
-    for prefix in WRAPPERS:
-        content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return content
+        raise PretrainedError("contains no state_dict")
+    return _check_tensors(content)
+
+
+def _check_tensors(state_dict):
+    """The same tensors with keys without WRAPPERS. PretrainedError if one cannot be a weight."""
+    found = {}  # key without WRAPPERS -> key
+    for key, value in state_dict.items():
+        if problem := _tensor_problem(key, value):
+            raise PretrainedError(f"{problem}; save only model.state_dict()")
+        name = key
+        for prefix in WRAPPERS:
+            name = name.removeprefix(prefix)
+        if name in found:
+            raise PretrainedError(
+                f"has both {show([found[name]])} and {show([key])}; save only one network"
+            )
+        found[name] = key
+    return {name: state_dict[key] for name, key in found.items()}
+
+
+def _tensor_problem(key, value):
+    """Why an entry of a state_dict cannot be a weight; None if it can be."""
+    if not isinstance(key, str):
+        return f"the key {show([key])} is not a text"
+    if not isinstance(value, torch.Tensor):
+        return f"contains more than tensors ({show([key])} is of type {type(value).__name__})"
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return f"{show([key])} is a sparse, quantised or empty (meta) tensor"
+    is_counter = key.endswith(COUNTER) and value.dtype in INTEGERS
+    if value.dtype not in FLOATS and not is_counter:
+        return f"{show([key])} has the type {value.dtype} instead of torch.float32"
+    return None
 
 
 def _from_checkpoint(content, file, sha256):
     """The backbone of a checkpoint of train.py, without the hash layer."""
-    network, model, prefix = content["network"], content["model"], "backbone."
+    network, weights = content["network"], _check_tensors(content["model"])
     return Pretrained(
         family="checkpoint of train.py",
         backbone=network["backbone"],
-        shortcut=None if network["backbone"] == "c3d" else network["shortcut"],
-        width=network["width"],
+        shortcut=None if network["backbone"] == "c3d" else network.get("shortcut", "B"),
+        width=network.get("width", 1.0),
         normalisation={
             key: content["preprocessing"][key] for key in ("mean", "std", "channels", "range")
         },
-        weights={k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)},
+        weights={key: tensor for key, tensor in weights.items() if not key.startswith("hash.")},
         file=file,
         sha256=sha256,
     )
@@ -170,7 +187,7 @@ def _from_checkpoint(content, file, sha256):
 # ==== recognising its format ====
 
 
-def recognise(state_dict, path):
+def recognise(state_dict):
     """The WeightFormat whose required key is there and whose forbidden keys are not."""
 
     def has_key(pattern):
@@ -184,19 +201,19 @@ def recognise(state_dict, path):
     ]
     if len(matches) != 1:
         raise PretrainedError(
-            f"{path}: unknown weight format, with the keys {', '.join(list(state_dict)[:3])}, ...; "
+            f"unknown weight format, with the keys {show(list(state_dict))}, ...; "
             f"known formats: {', '.join(weight_format.name for weight_format in FORMATS)}"
         )
     return matches[0]
 
 
-def _find_backbone(weight_format, state_dict, path):
+def _find_backbone(weight_format, state_dict):
     """The key of `models.BACKBONES`; the depth of a ResNet follows from its blocks."""
     if weight_format.network == "c3d":
         return "c3d"
     if any(".conv3." in key for key in state_dict):
         raise PretrainedError(
-            f"{path}: ResNets with bottleneck blocks (50 layers or more) are not supported; use a "
+            "ResNets with bottleneck blocks (50 layers or more) are not supported; use a "
             "ResNet-18 or ResNet-34"
         )
     blocks = tuple(
@@ -205,13 +222,13 @@ def _find_backbone(weight_format, state_dict, path):
     )
     if blocks not in RESNET_DEPTHS:
         raise PretrainedError(
-            f"{path}: a ResNet with {blocks} blocks per stage is not supported; use a ResNet-18 or "
+            f"a ResNet with {blocks} blocks per stage is not supported; use a ResNet-18 or "
             "ResNet-34"
         )
     return weight_format.network + RESNET_DEPTHS[blocks]
 
 
-def _rename_keys(weight_format, state_dict, path):
+def _rename_keys(weight_format, state_dict):
     """The tensors under our keys, without the classifier."""
     weights, unexpected = {}, []
     for key, tensor in state_dict.items():
@@ -222,8 +239,8 @@ def _rename_keys(weight_format, state_dict, path):
             unexpected.append(key)
     if unexpected:
         raise PretrainedError(
-            f"{path}: recognised as {weight_format.name}, but it has {len(unexpected)} unexpected "
-            f"keys: {', '.join(unexpected[:3])}"
+            f"recognised as {weight_format.name}, but it has {len(unexpected)} unexpected "
+            f"keys: {show(unexpected)}"
         )
     return weights
 

@@ -58,10 +58,42 @@ MMACTION_RENAMES = (
     (r"(conv[345][ab])\.conv\.(\w+)", r"\1.\2"),
     (r"(fc[67]\.\w+)", r"\1"),
 )
-# The statistics of Kinetics-400 that torchvision publishes; also for random weights.
-KINETICS = _normalisation(
-    mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989), white=1.0
-)
+# Choices of --normalisation. Sources:
+# - kinetics400: the statistics that torchvision publishes; also for random weights
+# - hara2018: github.com/kenshohara/3D-ResNets-PyTorch, --mean_dataset kinetics and --value_scale 1
+#   of its opts.py
+# - hara2017: mean.py of github.com/kenshohara/video-classification-3d-cnn-pytorch, with pixels in
+#   0..255 and no division by a standard deviation
+# - c3d-bgr: mean of the data of the Caffe model, in Caffe's BGR order; see c3d-pytorch's issue 1
+# - c3d-rgb: predict.py of github.com/DavideA/c3d-pytorch, which subtracts nothing
+# - jfzhang95: normalize() of dataset.py in github.com/jfzhang95/pytorch-video-recognition subtracts
+#   90, 98, 102 from frames that OpenCV read, which are BGR
+# - mmaction2: data_preprocessor of its configs/recognition/c3d
+NORMALISATIONS = {
+    "kinetics400": _normalisation(
+        mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989), white=1.0
+    ),
+    "hara2018": _normalisation(
+        mean=(0.4345, 0.4051, 0.3775), std=(0.2768, 0.2713, 0.2737), white=1.0
+    ),
+    "hara2017": _normalisation(mean=(114.7748, 107.7354, 99.4750)),
+    "c3d-bgr": _normalisation(mean=(90.25, 97.66, 101.41), channels="BGR"),
+    "c3d-rgb": _normalisation(mean=(0.0, 0.0, 0.0)),
+    "jfzhang95": _normalisation(mean=(90.0, 98.0, 102.0), channels="BGR"),
+    "mmaction2": _normalisation(mean=(104.0, 117.0, 128.0)),
+}
+KINETICS = NORMALISATIONS["kinetics400"]
+
+
+def describe_normalisation(normalisation):
+    """One line: the name in NORMALISATIONS, where it has one, and the values."""
+    names = [name for name, known in NORMALISATIONS.items() if known == normalisation]
+    mean, std = (" ".join(f"{x:g}" for x in normalisation[key]) for key in ("mean", "std"))
+    return (
+        f"{names[0] if names else 'of the checkpoint'} ({normalisation['channels']} from 0 to "
+        f"{normalisation['range']:g}, mean {mean}, std {std})"
+    )
+
 
 FORMATS = (
     # torchvision.models.video.R3D_18_Weights.KINETICS400_V1: keys and transforms()
@@ -75,8 +107,7 @@ FORMATS = (
         shortcut="B",
         normalisation=KINETICS,
     ),
-    # github.com/kenshohara/3D-ResNets-PyTorch, release of 2018/2019: --mean_dataset kinetics and
-    # --value_scale 1 of its opts.py
+    # github.com/kenshohara/3D-ResNets-PyTorch since 2018; its published weights are of 2020
     WeightFormat(
         name="Hara 2018",
         required_key=r"layer2\.0\.downsample\.0\.weight",
@@ -85,24 +116,22 @@ FORMATS = (
         classifier=r"fc\..+",
         network="resnet",
         shortcut="B",
-        normalisation=_normalisation(
-            mean=(0.4345, 0.4051, 0.3775), std=(0.2768, 0.2713, 0.2737), white=1.0
-        ),
+        normalisation=NORMALISATIONS["hara2018"],
     ),
-    # github.com/kenshohara/video-classification-3d-cnn-pytorch, release of 2017: its mean.py, with
-    # pixels in 0..255 and no division by a standard deviation; shortcut A has no keys
+    # github.com/kenshohara/video-classification-3d-cnn-pytorch, release of 2017; shortcut A has no
+    # keys. PyTorch 0.4.1 and later add batch counters when they save such a network again
     WeightFormat(
         name="Hara 2017",
         required_key=r"layer2\.0\.conv1\.weight",
-        forbidden_key=r".+\.(downsample|num_batches_tracked)(\..+)?",
+        forbidden_key=r".+\.downsample(\..+)?",
         renames=HARA_RENAMES,
         classifier=r"fc\..+",
         network="resnet",
         shortcut="A",
-        normalisation=_normalisation(mean=(114.7748, 107.7354, 99.4750)),
+        normalisation=NORMALISATIONS["hara2017"],
     ),
-    # github.com/DavideA/c3d-pytorch (c3d.pickle): converted from the Caffe model; mean of its
-    # sport1m data, in Caffe's BGR order
+    # github.com/DavideA/c3d-pytorch (c3d.pickle): converted from the Caffe model. What
+    # pytorch-video-recognition trains has the same keys, but needs --normalisation jfzhang95
     WeightFormat(
         name="C3D pickle",
         required_key=r"conv1\.weight",
@@ -111,10 +140,9 @@ FORMATS = (
         classifier=r"fc8\..+",
         network="c3d",
         shortcut=None,
-        normalisation=_normalisation(mean=(90.25, 97.66, 101.41), channels="BGR"),
+        normalisation=NORMALISATIONS["c3d-bgr"],
     ),
-    # github.com/jfzhang95/pytorch-video-recognition (c3d-pretrained.pth): normalize() of its
-    # dataset.py subtracts 90, 98, 102 from frames that OpenCV read, which are BGR
+    # github.com/jfzhang95/pytorch-video-recognition (c3d-pretrained.pth)
     WeightFormat(
         name="C3D sequential",
         required_key=r"features\.0\.weight",
@@ -123,9 +151,9 @@ FORMATS = (
         classifier=r"classifier\.6\..+",
         network="c3d",
         shortcut=None,
-        normalisation=_normalisation(mean=(90.0, 98.0, 102.0), channels="BGR"),
+        normalisation=NORMALISATIONS["jfzhang95"],
     ),
-    # mmaction2, configs/recognition/c3d: data_preprocessor mean 104, 117, 128, std 1, to RGB
+    # mmaction2, configs/recognition/c3d
     WeightFormat(
         name="C3D mmaction2",
         required_key=r"conv1a\.conv\.weight",
@@ -134,6 +162,6 @@ FORMATS = (
         classifier=r"(cls_head\.)?fc(_cls|8)?\..+",
         network="c3d",
         shortcut=None,
-        normalisation=_normalisation(mean=(104.0, 117.0, 128.0)),
+        normalisation=NORMALISATIONS["mmaction2"],
     ),
 )

@@ -8,6 +8,7 @@ reference; TensorBoard accepts them in `add_figure`.
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from utils.errors import printable
 from utils.files import atomic_write
 
 RIGHT, WRONG, QUERY = "#1a7f37", "#cf222e", "#57606a"
@@ -79,7 +80,7 @@ def new_axes(title):
 def plot_curve(axes, index, x, y, name, metrics):
     """Add curve number `index`, with a marker per point and the bits in its label."""
     style = LINE_STYLES[index // 10 % len(LINE_STYLES)]
-    label = f"{name} ({metrics['bits']} bits)"
+    label = f"{printable(name)} ({metrics['bits']} bits)".replace("$", r"\$")  # not a formula
     axes.plot(x, y, style, color=f"C{index % 10}", marker="o", markersize=3, label=label)
 
 
@@ -124,7 +125,7 @@ def draw_cell(axes, frame, text, colour):
     """Show one frame with its text above, both in the colour of the verdict."""
     axes.imshow(frame)
     axes.set(xticks=[], yticks=[])
-    axes.set_title(text, fontsize=7, color=colour, parse_math=False)
+    axes.set_title(printable(text), fontsize=7, color=colour, parse_math=False)
     for spine in axes.spines.values():
         spine.set(edgecolor=colour, linewidth=3)
 

@@ -1,7 +1,7 @@
 """Hash codes: from real values to bits, and .npz files with the codes and labels of any system."""
 
+import io
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,6 @@ from utils.errors import UserError
 from utils.files import atomic_write
 
 SETS = ("query", "database")
-# What np.load raises for files that are not .npz, are truncated or damaged, or hold objects; and
-# what `with` raises for a single array, AttributeError or, from Python 3.11, TypeError.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    AttributeError,
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def binarize(values):
@@ -53,8 +42,9 @@ def load_codes(path, bits=None):
 
     The file has the arrays `query_codes`, `query_labels`, `database_codes`, `database_labels`, and
     optionally `query_names`, `database_names`. Codes (N, K) are real values (>= 0 is bit 1), ±1,
-    0/1 or bool; query and database codes have the same kind. With `bits` = K they may also be uint8
-    (N, ceil(K/8)), packed as np.packbits does: first bit highest, zeros after the last.
+    0/1 or bool. 0/1 beside codes with negative values is refused, because 0 could be either bit;
+    bool goes with all kinds. With `bits` = K they may also be uint8 (N, ceil(K/8)), packed as
+    np.packbits does: first bit highest, zeros after the last.
     Labels are whole numbers (N,), or multi-label 0/1 or bool matrices (N, L).
 
     Returns a dict: `query_codes` (Q, K) and `database_codes` (N, K) bool tensors, `query_labels`
@@ -86,11 +76,16 @@ def read_arrays(path):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected an .npz file of codes and labels")
     required = [f"{side}_{kind}" for kind in ("codes", "labels") for side in SETS]
+    known = required + [f"{side}_names" for side in SETS]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            known = required + [f"{side}_names" for side in SETS]
-            arrays = {name: file[name] for name in known if name in file.files}
-    except UNREADABLE:
+        with zipfile.ZipFile(path) as file:
+            members = {name: f"{name}.npy" for name in known if f"{name}.npy" in file.namelist()}
+            arrays = {name: read_array(file, member) for name, member in members.items()}
+    except MemoryError:
+        raise UserError(f"{path}: its arrays do not fit into memory") from None
+    except PermissionError as error:
+        raise UserError(str(error)) from None
+    except Exception:  # zipfile and NumPy raise all kinds for files that are not .npz or damaged
         raise UserError(
             f"{path}: damaged or not an .npz file of plain arrays; write it with np.savez, without "
             "objects"
@@ -99,6 +94,19 @@ def read_arrays(path):
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing; required are {', '.join(required)}")
     return arrays
+
+
+def read_array(file, member):
+    """The array of a member of a ZipFile. Raises an exception if a single bit of it is wrong.
+
+    It is read to its end, since zipfile compares checksums only there. NumPy would stop before if a
+    damaged header names a smaller array.
+    """
+    content = io.BytesIO(file.read(member))
+    array = np.lib.format.read_array(content, allow_pickle=False)
+    if content.read(1):
+        raise ValueError(f"{member} is longer than its array")
+    return array
 
 
 def check_codes(name, codes):
@@ -116,7 +124,7 @@ def to_bits(codes, bits):
     columns = [array.shape[1] for array in codes]
     if columns[0] != columns[1]:
         raise UserError(f"query_codes has {columns[0]} columns, database_codes {columns[1]}")
-    binary = all(((array == 0) | (array == 1)).all() for array in codes)
+    binary = all(is_binary(array) for array in codes)
     uint8 = all(array.dtype == np.uint8 for array in codes)
     if bits is not None and uint8 and not (binary and columns[0] == bits):
         return unpack(codes, bits)
@@ -124,18 +132,40 @@ def to_bits(codes, bits):
         raise UserError(f"codes have {columns[0]} columns, not {bits}; packed codes must be uint8")
     if binary:
         return [array == 1 for array in codes]
+    check_values(codes)
+    return [array if array.dtype == bool else array >= 0 for array in codes]
+
+
+def check_values(codes):
+    """Raise UserError if >= 0 does not separate the bits of query and database codes.
+
+    codes: two matrices, of which one at least is neither 0/1 nor bool.
+    """
+    for side, array in zip(SETS, codes, strict=True):
+        least, most = array.min(), array.max()
+        if array.dtype.kind in "iu" and not (least >= -1 and most <= 1):
+            raise UserError(
+                f"{side}_codes: whole numbers from {least} to {most} are not codes: use 0/1, ±1 or "
+                "real values; for packed uint8 set the number of bits (--bits)"
+            )
     least, most = min(array.min() for array in codes), max(array.max() for array in codes)
-    if any(array.dtype.kind in "iu" for array in codes) and not (least >= -1 and most <= 1):
-        raise UserError(
-            f"whole numbers from {least:g} to {most:g} are not codes: use 0/1, ±1 or real values; "
-            "for packed uint8 set the number of bits (--bits)"
-        )
     if least >= 0:
         raise UserError(
             f"values from {least:g} to {most:g} are all >= 0, so that all bits would be equal: "
             "subtract the threshold first (0.5 for sigmoid outputs)"
         )
-    return [array >= 0 for array in codes]
+    for side, array in zip(SETS, codes, strict=True):
+        has_zeros = array.dtype != bool and is_binary(array) and not array.all()
+        if has_zeros:
+            raise UserError(
+                f"{side}_codes are 0/1, but the other codes have negative values: use one kind for "
+                "both, or bool instead of 0/1"
+            )
+
+
+def is_binary(array):
+    """Whether an array has no values but 0 and 1."""
+    return bool(((array == 0) | (array == 1)).all())
 
 
 def unpack(codes, bits):
@@ -163,9 +193,11 @@ def to_labels(labels):
     for array in labels:
         if array.dtype.kind not in "biuf" or not (array == np.floor(array)).all():
             raise UserError(f"{shapes} must hold whole numbers, or 0 and 1 for multi-label")
+        if array.dtype.kind in "uf" and (abs(array) >= 2.0**63).any():
+            raise UserError(f"{shapes} hold numbers beyond 64 bits")
     if dimensions == {1}:
         return [array.astype(np.int64) for array in labels]
-    if not all(((array == 0) | (array == 1)).all() for array in labels):
+    if not all(is_binary(array) for array in labels):
         raise UserError(f"{shapes}: a multi-label matrix holds only 0 and 1")
     return [array == 1 for array in labels]
 
@@ -174,4 +206,8 @@ def to_names(side, names, count):
     """An array of names -> list of strings."""
     if names.dtype.kind not in "US" or names.shape != (count,):
         raise UserError(f"{side}_names must be {count} strings, not {names.shape} {names.dtype}")
-    return np.strings.decode(names, "utf-8").tolist() if names.dtype.kind == "S" else names.tolist()
+    try:
+        is_bytes = names.dtype.kind == "S"
+        return [name.decode("utf-8") if is_bytes else name for name in names.tolist()]
+    except ValueError:
+        raise UserError(f"{side}_names has characters that are not Unicode") from None

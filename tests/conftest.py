@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import EXTRACT, ROOT, Process, run_main, train_command
+from helpers import ROOT, STARTED, Process, extract_and_split, run_main, train_command
 
 from datasets.synthetic import make_dataset
 
@@ -31,6 +31,14 @@ def no_unmarked_programs(request, monkeypatch):
 
     if not request.node.get_closest_marker("scripts"):
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(autouse=True)
+def end_processes():
+    """Kill what a test has started and not waited for."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
 
 
 @pytest.fixture(scope="session")
@@ -62,18 +70,14 @@ def run_script(tmp_path_factory):
 
 @pytest.fixture
 def start_script(tmp_path):
-    """A function that starts a script; what still runs at the end of the test is killed."""
-    processes = []
+    """A function that starts a script and returns its Process."""
+    number = itertools.count()
 
     def start(*arguments, patch=None, **environment):
-        folder = tmp_path / f"process{len(processes)}"
         arguments = tuple(map(str, arguments)), patch
-        processes.append(Process(run_main, arguments, folder, environment))
-        return processes[-1]
+        return Process(run_main, arguments, tmp_path / f"process{next(number)}", environment)
 
-    yield start
-    for process in processes:
-        process.kill()
+    return start
 
 
 @pytest.fixture(scope="session")
@@ -83,13 +87,6 @@ def demo(tmp_path_factory, run_script):
     make_dataset(root, classes=3, groups=5, videos=30, test_groups=1)
     extract_and_split(root, run_script)
     return root
-
-
-def extract_and_split(root, run_script):
-    run_script("extract_frames.py", "--videos", root / "videos", "--frames", root / "frames",
-               *EXTRACT)  # fmt: skip
-    run_script("make_splits.py", "--dataset", "ucf101", "--annotations", root / "annotations",
-               "--frames", root / "frames", "--output", root / "splits")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

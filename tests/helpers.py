@@ -15,11 +15,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
-TINY = [
-    *("--clip-frames", 4, "--size", 16, "--width", 0.0625, "--bits", 12, "--epochs", 3),
-    *("--classes-per-batch", 2, "--clips-per-class", 3, "--eval-every", 2),
-    *("--warmup-epochs", 1, "--workers", 1),
-]
+CLIPS = ["--clip-frames", 4, "--size", 16, "--classes-per-batch", 2, "--clips-per-class", 3]
+NETWORK = ["--width", 0.0625, "--bits", 12]
+EPOCHS = ["--epochs", 3, "--eval-every", 2, "--warmup-epochs", 1, "--workers", 1]
+TINY = [*CLIPS, *NETWORK, *EPOCHS]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 # One thread per process: the threads of small networks mostly wait for each other.
@@ -27,10 +26,10 @@ torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 # Importing PyTorch and the scripts takes three seconds, which hundreds of runs would each spend.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["train", "test", "search", "make_splits", "torch._dynamo", "torch.distributed.run"]
-    + ["matplotlib.pyplot", "pytest", "helpers"]
-)
+SCRIPTS = ["train", "test", "search", "make_splits"]
+LIBRARIES = ["torch._dynamo", "torch.distributed.run", "matplotlib.pyplot", "pytest", "helpers"]
+SERVER.set_forkserver_preload([*SCRIPTS, *LIBRARIES])
+STARTED = []  # the processes of the running test; conftest.py ends them with it
 
 
 # ==== processes ====
@@ -48,14 +47,15 @@ class Process:
         self.process = SERVER.Process(target=_call, args=arguments)
         self.process.start()
         self.pid = self.process.pid
+        STARTED.append(self)
 
     def status(self, seconds=0):
-        """The exit status, negative after a signal, or None where it still runs."""
+        """The exit status, negative after a signal, or None while the process runs."""
         self.process.join(timeout=seconds)
         return self.process.exitcode
 
     def wait(self, seconds=120):
-        """The exit status. A process that takes longer is killed, with its group, and fails."""
+        """The exit status. Fails, and kills the group, if the process takes longer."""
         if self.status(seconds) is None:
             self.kill()
             raise AssertionError(f"no end after {seconds} s: {self.output()}")
@@ -85,7 +85,7 @@ class Process:
 
 
 def _call(paths, environment, function, *arguments):
-    """What a new process does: take over its streams and environment, then call."""
+    """The first steps of a new process: its group, streams and environment; then the call."""
     os.setsid()
     os.chdir(ROOT)
     os.environ |= environment
@@ -114,24 +114,32 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start_ranks(count, folder, function, *arguments):
+def start_ranks(count, folder, function, *arguments, **environment):
     """`count` processes of one group, as torchrun starts them: list of Process, ordered by rank."""
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        Process(
-            function,
-            arguments,
-            folder / f"rank{rank}",
-            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]
+    meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {"WORLD_SIZE": str(count), **meeting_point, **environment}
+    processes = []
+    for rank in range(count):
+        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(Process(function, arguments, folder / f"rank{rank}", own))
+    return processes
 
 
 def children(pid):
     """Process ids of the children of a process."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
+
+
+# ==== data and training ====
+
+
+def extract_and_split(root, run_script):
+    """Frames and lists of a data set that `make_dataset` wrote into `root`."""
+    frames = "--frames", root / "frames"
+    run_script("extract_frames.py", "--videos", root / "videos", *frames, *EXTRACT)
+    lists = "--annotations", root / "annotations", "--output", root / "splits"
+    run_script("make_splits.py", "--dataset", "ucf101", *lists, *frames)
 
 
 # ==== checkpoints ====
@@ -149,9 +157,6 @@ def checkpoint_content(weights=None):
         "classes": ["a", "ü"],
         "settings": {"frames": "frames", "splits": "splits", "seed": 0},
     }
-
-
-# ==== training ====
 
 
 def train_command(root, run, *flags):

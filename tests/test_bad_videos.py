@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 import pytest
 from bad_videos import DECODED, codecs, make_all, write_every_encoder
-from conftest import EXTRACT, ROOT
+from helpers import EXTRACT, ROOT
 from test_search import index_command, query_command, write_checkpoint
 
+from datasets.process_pool import run_jobs
 from datasets.video import VideoError, iterate_video, read_video
 from retrieval.index import Index
-from utils.process_pool import run_jobs
 
 pytestmark = pytest.mark.scripts
 

@@ -1,10 +1,14 @@
 """Codes of every kind that load_codes takes, and each refusal by its line."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
 from retrieval.codes import binarize, load_codes, save_codes
+from utils.errors import UserError
 
 BITS = np.random.default_rng(0).random((9, 12)) < 0.5
 BITS[0, :2] = True, False
@@ -61,6 +65,15 @@ def test_kind_is_decided_on_query_and_database_together(tmp_path):
     zeros = {"query_codes": 0 * ones, "query_labels": LABELS[:2]}
     path = write(tmp_path / "codes.npz", BITS.astype(float), **zeros)
     assert not load_codes(path)["query_codes"].any()
+
+
+@pytest.mark.parametrize("kind", ["real", "±1 int8", "±1 floats", "0/1 integers", "0/1 floats"])
+def test_bool_goes_with_every_kind(tmp_path, kind):
+    for queries, database in ((BITS, KINDS[kind][0]), (KINDS[kind][0], BITS)):
+        path = write(tmp_path / "codes.npz", queries, database_codes=database[4:])
+        result = load_codes(path)
+        assert torch.equal(result["query_codes"], torch.from_numpy(BITS[:4]))
+        assert torch.equal(result["database_codes"], torch.from_numpy(BITS[4:]))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float64, bool])
@@ -133,8 +146,19 @@ REFUSED = [
     ("label matrix", labels(2 * MULTI, MULTI), None, "holds only 0 and 1"),
     ("name count", {"query_names": np.array(["a"])}, None, "query_names must be 4 strings"),
     ("name type", {"query_names": np.arange(4)}, None, "query_names must be 4 strings"),
-    ("integers", {"query_codes": np.full((4, 12), 7)}, None, "from -1 to 7 are not codes"),
+    (
+        "integers",
+        {"query_codes": np.full((4, 12), 7)},
+        None,
+        "query_codes: whole numbers from 7 to 7",
+    ),
     ("no signs", codes(BITS * 0.9), None, "0.5 for sigmoid"),
+    ("0/1 beside ±1", {"query_codes": BITS[:4] * 1}, None, "query_codes are 0/1, but the other"),
+    ("±1 beside 0/1", {"database_codes": BITS[4:] * 1.0}, None, "database_codes are 0/1, but the"),
+    ("label infinite", {"query_labels": np.full(4, np.inf)}, None, "beyond 64 bits"),
+    ("label large", {"query_labels": LABELS[:4] + 1e19}, None, "beyond 64 bits"),
+    ("label uint64", {"query_labels": LABELS[:4] + np.uint64(2**63)}, None, "beyond 64 bits"),
+    ("name bytes", {"query_names": np.array([b"\xff"] * 4)}, None, "not Unicode"),
     ("wrong bits", {}, 16, "12 columns, not 16"),
     ("packed, no bits", codes(PACKED), None, "--bits"),
     ("packed, more bits", codes(PACKED), 24, "hold 24 bits, which take 3"),
@@ -156,7 +180,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
         load_codes(tmp_path / "absent.npz")
     with pytest.raises(ValueError, match="no such file"):
         load_codes(tmp_path)
-    whole = write(tmp_path / "whole.npz").read_bytes()
+    whole = write(tmp_path / "whole.npz", SIGNS).read_bytes()
     array = tmp_path / "array.npy"
     np.save(array, SIGNS)
     contents = {
@@ -165,9 +189,34 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
         "half": whole[: len(whole) // 2],
         "array": array.read_bytes(),
         "damaged": whole.replace(whole[200:260], bytes(60), 1),
+        "encrypted": set_zip_field(whole, flags=1),
+        "of an unknown kind of compression": set_zip_field(whole, method=97),
+        "for a later version of zip": set_zip_field(whole, version=99),
+        "of a smaller type, which leaves half unread": whole.replace(b"'<f8'", b"'<f4'"),
+        "of a smaller shape": whole.replace(b"(4, 12)", b"(3, 12)"),
     }
     for name, content in contents.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged or not an .npz"):
             load_codes(path)
+
+
+def test_an_array_that_claims_more_than_the_memory_is_refused(tmp_path):
+    path = write(tmp_path / "codes.npz", query_codes=None)
+    header = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (10**13, 12)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("query_codes.npy", header.getvalue())
+    with pytest.raises(UserError, match="do not fit into memory|damaged"):
+        load_codes(path)
+
+
+def set_zip_field(data, **fields):
+    """`data` with a field of the first entry in the central directory of a zip file changed."""
+    offsets = {"version": 6, "flags": 8, "method": 10}
+    data, start = bytearray(data), data.index(b"PK\x01\x02")
+    for name, value in fields.items():
+        data[start + offsets[name]] = value
+    return bytes(data)

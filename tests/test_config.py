@@ -12,7 +12,7 @@ import test
 import train
 from configs import flags
 from losses import DISTANCES, MINING
-from models import BACKBONES
+from models import BACKBONES, NORMALISATIONS
 from utils.argtypes import number
 from utils.config import Parser, parse_args
 
@@ -191,4 +191,5 @@ def test_the_defaults_are_those_of_ucf101_without_its_weights():
 
 def test_the_choices_are_those_of_the_packages():
     assert set(flags.BACKBONES) == set(BACKBONES)
+    assert set(flags.NORMALISATIONS) == set(NORMALISATIONS)
     assert set(flags.MINING) == set(MINING) and set(flags.DISTANCES) == set(DISTANCES)

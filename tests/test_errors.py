@@ -1,10 +1,16 @@
 """Mistakes of users end in one line that says what to do; errors of the code keep a traceback."""
 
+import ctypes
+import errno
+import os
+import subprocess
+
 import numpy as np
 import pytest
 import torch
+from helpers import train_command
 
-from utils import distributed
+from utils import distributed, errors
 from utils.device import choose_device
 from utils.errors import UserError, exit_on_user_error, explain
 
@@ -35,6 +41,33 @@ def test_dead_workers_are_explained_with_the_shared_memory_of_containers():
     for error in (killed, ConnectionResetError(104, "Connection reset by peer"), EOFError()):
         assert "/dev/shm" in explain(error, "--size") and "--shm-size" in explain(error, "--size")
     assert explain(EOFError("No data left in file"), "--size") is None
+
+
+def test_a_small_dev_shm_is_named(monkeypatch):
+    tensor = RuntimeError("unable to allocate shared memory(shm) for file </torch_2_9_0>: ... (28)")
+    assert "/dev/shm, through which processes exchange clips, is too small (" in explain(tensor, "")
+    semaphore = OSError(errno.ENOSPC, "No space left on device")
+    assert explain(semaphore, "") == str(semaphore), "another disk"
+    monkeypatch.setattr(errors, "_free_space", lambda _: 4096)
+    assert "is too small" in explain(semaphore, "")
+    file = OSError(errno.ENOSPC, "No space left on device", "a.pt")
+    assert explain(file, "") == str(file), "another disk"
+
+
+def mount_small_shared_memory():
+    """What only this process sees as /dev/shm."""
+    ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", "/dev/shm"], check=True)
+
+
+def test_training_with_a_small_dev_shm_says_so(demo, tmp_path, run_script):
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    command = train_command(demo, tmp_path / "run", "--workers", 2)
+    error = run_script(*command, patch=mount_small_shared_memory, status=1).stderr
+    assert "/dev/shm, through which" in error.splitlines()[-1] and "Traceback" not in error
 
 
 def test_a_lack_of_memory_is_explained_with_what_to_lower():

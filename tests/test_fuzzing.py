@@ -22,10 +22,10 @@ from datasets.frame_folders import find_flaw, find_state, read_extraction, read_
 from datasets.frames import FrameDataset
 from datasets.splits import read_classes, read_split
 from models import build_model, build_saved_model
+from reports.run_log import RunLog
 from utils.checkpoint import FORMAT, append_hash, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import write_text
-from utils.run_log import RunLog
 from utils.train_state import RunCheckpoints, TrainState
 
 SIZES = pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])

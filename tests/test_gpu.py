@@ -33,6 +33,7 @@ TINY = "--backbone resnet18 --clip-frames 16 --size 24 --width 0.125 --bits 16 -
 TINY += " --classes-per-batch 2 --clips-per-class 2 --warmup-epochs 0 --optimizer sgd --lr 0.001"
 TINY += " --weight-decay 0.0005 --crop-scale 1 1 --no-flip --colour-jitter 0 --cache-frames 16"
 TINY += " --workers 1"
+pytestmark = pytest.mark.scripts
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 

@@ -8,8 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import extract_and_split
-from helpers import train_command
+from helpers import extract_and_split, train_command
 from test_search import index_command, write_checkpoint
 
 from datasets.synthetic import make_dataset
@@ -88,9 +87,16 @@ def undisturbed(material, tmp_path_factory, run_script):
     return result_of
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("stage", [extraction, caching, training, evaluation, indexing])
+STAGES = [extraction, caching, training, evaluation, indexing]
+QUICK = [*((stage, "SIGKILL") for stage in STAGES), (extraction, "SIGTERM"), (training, "SIGTERM")]
+LONG = [(stage, name) for stage in STAGES for name in ("SIGKILL", "SIGTERM")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "kills"),
+    [(*case, 1) for case in QUICK]
+    + [pytest.param(*case, 10, marks=pytest.mark.slow) for case in LONG],
+)
 def test_killed_and_repeated_equals_undisturbed(
     stage, name, kills, material, undisturbed, tmp_path, run_script, start_script
 ):

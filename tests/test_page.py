@@ -117,6 +117,7 @@ def test_the_content_policy_allows_the_style_and_script_of_the_page_alone(tmp_pa
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1200, "light")])
 def test_in_a_browser_results_show_and_the_filter_works(browser, tmp_path, width, scheme):
     write_page(tmp_path / "page.html", HOSTILE[0], hostile_searches(), [(HOSTILE[2], 0.5)])
@@ -148,6 +149,7 @@ def test_in_a_browser_results_show_and_the_filter_works(browser, tmp_path, width
     assert messages == []
 
 
+@pytest.mark.scripts
 def test_an_injected_script_would_not_run(browser, tmp_path):
     """The content policy holds even if a name were not escaped."""
     write_page(tmp_path / "page.html", "title", hostile_searches())

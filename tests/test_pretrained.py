@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import torch
+from helpers import train_command
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 from weight_files import (
@@ -16,9 +17,8 @@ from weight_files import (
 )
 
 from datasets.transforms import prepare
-from models import BACKBONES, build_initial_model
-from models.pretrained import PretrainedError, load_pretrained
-from models.pretrained_formats import FORMATS
+from models import BACKBONES, NORMALISATIONS, build_initial_model, describe_normalisation
+from models.pretrained import load_pretrained
 
 SETTINGS = {"bits": 8, "width": 1.0, "shortcut": None, "dropout": 0.0}
 
@@ -154,6 +154,16 @@ def replace_conv1(state):
     state["conv1.weight"] = torch.ones(64, 3, 3, 7, 7)
 
 
+def fill(key, value):
+    """A function that fills a tensor of a state dict with a number."""
+    return convert(key, lambda tensor: torch.full_like(tensor, value))
+
+
+def convert(key, function):
+    """A function that replaces a tensor of a state dict by `function` of it."""
+    return lambda state: state.update({key: function(state[key])})
+
+
 def add(key):
     """A function that adds a tensor to a state dict."""
     return lambda state: state.update({key: torch.ones(1)})
@@ -168,7 +178,19 @@ def add(key):
         ("Hara 2018", replace_conv1, "1 mismatched keys: conv1.weight (64, 3, 3, 7, 7) instead of"),
         ("Hara 2018", add("layer1.0.conv3.weight"), "bottleneck blocks"),
         ("Hara 2018", add("layer1.2.conv1.weight"), "(3, 2, 2, 2) blocks per stage"),
-        ("Hara 2017", add("module.bn1.num_batches_tracked"), "unknown weight format"),
+        ("Hara 2017", add("module.bn1.num_batches_tracked"), "pass --shortcut A if the network"),
+        ("Hara 2018", add("module.conv1.weight"), "has both conv1.weight and module.conv1.weight"),
+        ("Hara 2018", add(7), "the key 7 is not a text"),
+        (
+            "Hara 2018",
+            fill("bn1.weight", torch.nan),
+            "NaN, infinite or negative keys: bn1.weight",
+        ),
+        ("Hara 2018", fill("bn1.running_var", -1), "NaN, infinite or negative keys: bn1.running"),
+        ("Hara 2018", convert("conv1.weight", torch.Tensor.to_sparse), "conv1.weight is a sparse"),
+        ("Hara 2018", convert("bn1.bias", torch.Tensor.int), "bn1.bias has the type torch.int32"),
+        ("Hara 2018", convert("bn1.bias", lambda t: t.to("meta")), "bn1.bias is a sparse, quant"),
+        ("Hara 2018", convert("fc.bias", lambda t: t.tolist()), "(fc.bias is of type list); save"),
     ],
 )
 def test_files_with_missing_unexpected_or_mismatched_keys_are_refused(
@@ -189,33 +211,48 @@ def test_files_that_mix_two_formats_are_refused(tmp_path):
     assert "missing keys: conv1.bias" in refusal(tmp_path / "mm.pth", backbone="c3d")
 
 
-class RunsCode:
-    def __reduce__(self):
-        return print, ("code ran",)
+# ==== flags that say what the keys do not ====
 
 
-def test_other_files_are_refused(tmp_path, capsys):
-    torch.save({"state_dict": RunsCode()}, tmp_path / "code.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    torch.save({"state_dict": {}}, tmp_path / "empty.pth")
-    torch.save({"a": 1}, tmp_path / "numbers.pth")
-    assert "could run code" in refusal(tmp_path / "code.pth")
-    assert "code ran" not in capsys.readouterr().out
-    assert "text.pth" in refusal(tmp_path / "text.pth")
-    assert "no state_dict" in refusal(tmp_path / "empty.pth")
-    assert "contains more than tensors; save" in refusal(tmp_path / "numbers.pth")
-    missing = refusal("resnet18_kinetics")
-    assert "file not found; these names can be downloaded: r3d18_kinetics400" in missing
-    assert issubclass(PretrainedError, ValueError) and len(FORMATS) == 6
+def test_shortcut_a_with_batch_counters_needs_the_flag(hara_files, tmp_path):
+    """PyTorch 0.4.1 and later add counters when they save a network of 2017 again."""
+    root, states = hara_files
+    path = tmp_path / "saved_again.pth"
+    torch.save(changed(states, "Hara 2017", add_counters), path)
+    assert "pass --shortcut A" in refusal(path)
+    settings = {**SETTINGS, "backbone": "resnet18", "shortcut": "A"}
+    model, used, normalisation, source = build_initial_model(settings, path)
+    expected, _, same, _ = build_initial_model(settings, root / "Hara 2017.pth")
+    assert (used["shortcut"], source["family"], normalisation) == ("A", "Hara 2017", same)
+    weights = expected.backbone.state_dict()
+    for key, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, weights[key]) or "num_batches_tracked" in key
 
 
-def test_a_name_is_read_from_the_cache_of_torch_hub(tmp_path, monkeypatch):
-    """Nothing is downloaded, since a file of torchvision's name is in the cache."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(r3d_18().state_dict(), tmp_path / "checkpoints" / "r3d_18-b3b3357e.pth")
-    weights = load_pretrained("r3d18_kinetics400")
-    assert (weights.backbone, weights.file) == ("r3d18", "r3d_18-b3b3357e.pth")
+def add_counters(state):
+    for key in [key for key in state if key.endswith("running_var")]:
+        state[key.replace("running_var", "num_batches_tracked")] = torch.tensor(1)
+
+
+@pytest.mark.parametrize("pretrained", ["none", "Hara 2018.pth"])
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_a_flag_overrides_the_normalisation(hara_files, pretrained, name):
+    path = None if pretrained == "none" else hara_files[0] / pretrained
+    settings = {**SETTINGS, "backbone": "resnet18"}
+    _, _, normalisation, _ = build_initial_model(settings, path, name)
+    assert normalisation == NORMALISATIONS[name]
+    assert describe_normalisation(normalisation).startswith(f"{name} (")
+
+
+def test_training_prints_the_normalisation(demo, hara_files, tmp_path, run_script):
+    flags = "--width", 1, "--pretrained", hara_files[0] / "Hara 2018.pth", "--epochs", 1
+    flags = *flags, "--normalisation", "hara2017"
+    printed = run_script(*train_command(demo, tmp_path / "run", *flags)).stdout
+    sha256 = hashlib.sha256((hara_files[0] / "Hara 2018.pth").read_bytes()).hexdigest()
+    assert f"backbone from Hara 2018.pth (Hara 2018, SHA-256 {sha256})\n" in printed
+    assert "normalisation hara2017 (RGB from 0 to 255, mean 114.775 107.735 99.475, " in printed
+    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert checkpoint["preprocessing"]["mean"] == [114.7748, 107.7354, 99.4750]
 
 
 # ==== fine-tuning and cost ====

@@ -10,9 +10,9 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
-from utils.process_pool import run_jobs
+from datasets.process_pool import run_jobs
 
 pytestmark = pytest.mark.scripts
 
@@ -90,7 +90,7 @@ def test_a_process_killed_in_the_middle_of_its_answer_costs_one_job():
 
 MAIN = """
 import os, sys, time
-from utils import process_pool
+from datasets import process_pool
 
 def work(job):
     os.write(1, b"%d\\n" % os.getpid())

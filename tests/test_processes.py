@@ -17,6 +17,7 @@ from helpers import (
     wait_for_step,
     weights,
 )
+from torch.distributed import TCPStore
 
 import losses
 from utils import distributed
@@ -88,19 +89,43 @@ def test_a_signal_is_answered_within_two_steps(demo, tmp_path):
     assert "stopped after step" in processes[0].stderr
 
 
-def test_a_killed_process_is_started_again_by_torchrun(demo, tmp_path, start_script):
-    """--max-restarts: all processes start again from the last checkpoint."""
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    flags = "--clips-per-class", 2, "--epochs", 12, "--eval-every", 12
-    command = tuple(map(str, train_command(demo, whole, *flags)))
-    for process in start_ranks(2, tmp_path, run_main, command):
+RESTARTED = ("--clips-per-class", 2, "--epochs", 12, "--eval-every", 12)
+
+
+@pytest.fixture(scope="module")
+def whole(demo, tmp_path_factory):
+    """The weights of a run of two processes that nobody kills."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = tuple(map(str, train_command(demo, folder / "run", *RESTARTED)))
+    for process in start_ranks(2, folder, run_main, command):
         assert process.wait() == 0, process.output()
-    launcher = *TORCHRUN, 2, "--max-restarts", 2
-    process = start_script(*launcher, *train_command(demo, run, *flags))
+    return weights(folder / "run" / "last.pt")
+
+
+def test_restarted_processes_do_not_meet_the_dead_ones(demo, whole, tmp_path):
+    """torchrun --max-restarts keeps one store for all starts, with the addresses of the dead."""
+    run, store = tmp_path / "run", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    command = tuple(map(str, train_command(demo, run, *RESTARTED)))
+    first, second = start_ranks(2, tmp_path, run_main, command, **environment)
+    wait_for_step(run, first)
+    for process in (second, first):
+        process.kill()
+    environment["TORCHELASTIC_RESTART_COUNT"] = "1"
+    again = start_ranks(2, tmp_path / "again", run_main, command, **environment)
+    assert [process.wait() for process in again] == [0, 0], again[0].output()
+    assert "resuming" in again[0].stdout
+    assert same_weights(whole, weights(run / "last.pt"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_by_torchrun(demo, whole, tmp_path, start_script):
+    run, launcher = tmp_path / "run", (*TORCHRUN, 2, "--max-restarts", 2)
+    process = start_script(*launcher, *train_command(demo, run, *RESTARTED))
     wait_for_step(run, process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     assert process.wait() == 0 and "resuming" in process.stdout, process.output()
-    assert same_weights(weights(whole / "last.pt"), weights(run / "last.pt"))
+    assert same_weights(whole, weights(run / "last.pt"))
 
 
 # ==== workers and memory ====

@@ -18,8 +18,8 @@ from helpers import (
 )
 from torch import nn
 
+from reports.run_log import RunLog
 from utils.checkpoint import CheckpointError, save_checkpoint
-from utils.run_log import RunLog
 from utils.train_state import NotFiniteError, RunCheckpoints, TrainState
 
 METADATA = checkpoint_content()

@@ -100,7 +100,8 @@ def test_indexing_is_incremental(checkpoint, videos, tmp_path, run_script):
     fresh = tmp_path / "fresh"
     run_script(*index_command(checkpoint, videos, fresh, "--batch-size", 5))
     assert content(fresh) == content(tmp_path / "index")
-    assert sorted(path.suffix for path in fresh.iterdir()) == [".faiss", ".json", ".jsonl"]
+    assert sorted(path.suffix for path in fresh.iterdir()) == ["", ".faiss", ".json", ".jsonl"]
+    assert (fresh / ".lock").exists() and not list(tmp_path.glob(".*")), "needs no folder above"
 
 
 def test_linked_folders_are_searched_once(videos):

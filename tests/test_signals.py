@@ -2,11 +2,15 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import (
+    ROOT,
     TORCHRUN,
     run_main,
     same_weights,
@@ -154,3 +158,23 @@ def test_a_second_ctrl_c_stops_at_once(demo, tmp_path, start_script):
     process.signal(signal.SIGINT)
     assert process.wait() == 1
     assert "Traceback" not in process.stderr and "interrupted" in process.stderr
+
+
+@pytest.mark.scripts
+@pytest.mark.parametrize("script", ["train", "test", "search", "extract_frames"])
+def test_ctrl_c_during_imports_gives_no_traceback(script, tmp_path):
+    """A process of its own, not forked from one that has imported everything."""
+    flags = {
+        "train": ["--frames", "x", "--splits", "x", "--output", tmp_path],
+        "test": ["--codes", "x"],
+        "search": ["query", "--index", "x", "--video", "x"],
+        "extract_frames": ["--videos", "x", "--frames", "x"],
+    }
+    process = subprocess.Popen(
+        [sys.executable, f"{script}.py", *flags[script]], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "_multiarray_umath" not in maps.read_text():  # NumPy
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == b"" and process.returncode == -signal.SIGINT

@@ -158,6 +158,21 @@ def write_codes(path, seed):
     return path
 
 
+def test_each_file_has_its_own_folder(tmp_path, run_script):
+    """x/y_z and x_y/z would both be called x_y_z."""
+    files = [tmp_path / "x" / "y_z.npz", tmp_path / "x_y" / "z.npz"]
+    for seed, path in enumerate(files):
+        path.parent.mkdir()
+        write_codes(path, seed)
+    output = tmp_path / "results"
+    run_script("test.py", "--codes", *files, files[0], "--output", output)
+    found = [
+        json.loads((output / name / "metrics.json").read_text()) for name in ("x_y_z", "x_y_z_")
+    ]
+    assert found[0]["map"] != found[1]["map"]
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["x_y_z", "x_y_z_"]
+
+
 def test_several_files_of_codes_are_compared_in_one_table(tmp_path, run_script):
     files = [write_codes(tmp_path / f"{name}.npz", seed) for seed, name in enumerate("ab")]
     output, alone = tmp_path / "comparison", tmp_path / "alone"

@@ -36,6 +36,22 @@ def test_the_test_window_is_the_centre():
     torch.testing.assert_close(prepare(clips, preprocessing), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("frame", "crop", "size", "top", "left"),
+    [
+        ((128, 171), 0.875, 112, 8, 30),  # the window would begin at x = 29.5
+        ((31, 24), 1.0, 24, 4, 0),
+        ((24, 24), 1.0, 24, 0, 0),
+        ((40, 50), 0.61, 24, 8, 13),  # 24.4 rows
+    ],
+)
+def test_without_resizing_the_test_window_is_cut_out_at_whole_pixels(frame, crop, size, top, left):
+    clips = noise(batch=2, height=frame[0], width=frame[1])
+    window = clips[:, :, top : top + size, left : left + size].permute(0, 4, 1, 2, 3)
+    result = prepare(clips, {**PLAIN, "crop": crop, "size": size, "range": 255.0})
+    assert torch.equal(result, window.float())
+
+
 def test_normalisation_is_per_channel():
     clips = torch.zeros(1, 2, 24, 24, 3, dtype=torch.uint8)
     clips[..., 0], clips[..., 1], clips[..., 2] = 255, 51, 0

@@ -8,7 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from video_charts import HAS_FFMPEG, chart, encode, fields, moment_of, patches
 
 from datasets.video import VideoError, iterate_video, read_video

@@ -1,8 +1,14 @@
 """Weight files in the layout of each published family, and the features of their authors' code."""
 
+import io
+
+import pytest
 import torch
 from torch.nn import functional
 
+from models.resnet3d import ResNet3D
+
+TINY_WIDTH = 0.02
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 C3D_SHAPES = {  # name: (output channels, input channels)
     "conv1": (64, 3),
@@ -147,3 +153,36 @@ def published_input(family, clips):
         x = x[..., [2, 1, 0]]
     x = (x - torch.tensor(mean, dtype=torch.double)) / torch.tensor(std or [1.0] * 3)
     return x.permute(0, 4, 1, 2, 3).float()
+
+
+# ==== small files ====
+
+
+def tiny_backbone():
+    """`resnet18` with one to ten channels; its keys are those of the format Hara 2018."""
+    return ResNet3D(blocks=(2, 2, 2, 2), stem="hara", width=TINY_WIDTH)
+
+
+def tiny_state():
+    """Weights of `tiny_backbone` and of a classifier."""
+    torch.manual_seed(0)
+    return {**tiny_backbone().state_dict(), "fc.weight": torch.randn(5, 10)}
+
+
+def saved(content, **options):
+    """What torch.save writes: bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def safetensors_bytes(state):
+    """A file in that format: bytes. Skips the test without the package, which is optional."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    return safetensors.save({key: tensor.contiguous() for key, tensor in state.items()})
+
+
+def check_message(message, path):
+    """The error of a weight file: one line that names the file."""
+    assert message.isprintable() and len(message) < 500, message
+    assert path.name in message

@@ -9,6 +9,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from utils.argtypes import folder_name
+from utils.errors import printable
 from utils.schema import is_text, show
 
 MOST_COLUMNS = 80
@@ -81,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with status 2."""
         message = escape(message.removeprefix("argument "))[:MOST_LETTERS]
         source = f"{self.config} and " if self.config else ""
-        self.exit(2, f"{self.prog}: {message}; see {source}--help\n")
+        self.exit(2, printable(f"{self.prog}: {message}; see {source}--help") + "\n")
 
 
 def escape(text):

@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import platform
+import re
 from pathlib import Path
 
 import filelock
@@ -18,11 +19,13 @@ def atomic_write(path, previous=None):
     """Yield a temporary path; after the body, flush that file to the disk and rename it to `path`.
 
     A reader sees the old file or the new one, never half a file, even if the writer is killed.
-    Parent folders are created. An exception removes the temporary file.
+    Parent folders are created. An exception removes the temporary file, and the next write of
+    `path` those of killed processes.
     previous: path under which the earlier file is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_temporary(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         yield temporary
@@ -33,6 +36,23 @@ def atomic_write(path, previous=None):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder, name=None):
+    """Remove temporary files that killed processes of this machine left in `folder`.
+
+    name: of the file that they should have become; default: any.
+    """
+    stem = re.escape(name) if name else ".+"
+    pattern = re.compile(rf"\.{stem}\.{re.escape(platform.node())}\.(\d+)\.partial")
+    for path in Path(folder).iterdir():
+        if match := pattern.fullmatch(path.name):
+            try:
+                os.kill(int(match[1]), 0)
+            except (ProcessLookupError, OverflowError):
+                path.unlink(missing_ok=True)
+            except PermissionError:  # the process is another user's, and alive
+                continue
 
 
 @contextlib.contextmanager
@@ -57,6 +77,15 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
+def is_utf8(path):
+    """Whether the bytes of a path are UTF-8, which TensorBoard requires."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_failures(path, failures):
     """Write {video: reason} as a sorted CSV table; remove the file if there are none."""
     if not failures:
@@ -66,11 +95,6 @@ def write_failures(path, failures):
     rows = [("video", "reason"), *sorted(failures.items())]
     csv.writer(table, lineterminator="\n").writerows(rows)
     write_text(path, table.getvalue())
-
-
-def printable(name):
-    """A file name as one line: control characters and undecodable bytes are escaped."""
-    return str(name) if str(name).isprintable() else repr(str(name))
 
 
 def check_writable(folder, flag):

@@ -7,6 +7,8 @@ import sys
 
 from tqdm import tqdm
 
+from utils.errors import printable
+
 
 class _TolerantFile(io.FileIO):
     """A file for writing that keeps the first error in `failure` instead of raising it.
@@ -86,9 +88,9 @@ def is_main_process():
 
 
 def print_main(line):
-    """Print a line above the progress bar, in the main process only."""
+    """Print a line above the progress bar, in the main process only; names in it are escaped."""
     if is_main_process():
-        tqdm.write(line)
+        tqdm.write(printable(line))
 
 
 def progress(

@@ -13,7 +13,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils import schema
-from utils.files import write_text
+from utils.files import is_utf8, write_text
+from utils.terminal import print_main
 
 RECORD = schema.record({"epoch": schema.whole()}, others=schema.real())
 
@@ -22,14 +23,19 @@ class RunLog:
     """metrics.jsonl and the TensorBoard event files of a run folder.
 
     first_epoch: where a resumed run starts; records of later epochs, from before it was
-    interrupted, are removed, so that every epoch has one record.
+    interrupted, are removed, so that every epoch has one record. TensorBoard cannot write into
+    a folder whose name is not UTF-8; such a run has metrics.jsonl only.
     """
 
     def __init__(self, folder, first_epoch=0):
         self.path = Path(folder) / "metrics.jsonl"
         kept = [record for record in self.read() if record["epoch"] < first_epoch]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.board = SummaryWriter(str(folder), purge_step=first_epoch)
+        if is_utf8(folder):
+            self.board = SummaryWriter(str(folder), purge_step=first_epoch)
+        else:
+            self.board = None
+            print_main(f"warning: {folder}: not UTF-8; no TensorBoard files, only {self.path.name}")
 
     def read(self):
         """The records so far: a list of dicts, without damaged lines, such as half a last line."""
@@ -47,6 +53,8 @@ class RunLog:
         """Append `record`, a flat dict of numbers with the key `epoch`."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self.board is None:
+            return
         for name, value in record.items():
             if name != "epoch":
                 self.board.add_scalar(name, value, record["epoch"])
@@ -54,10 +62,12 @@ class RunLog:
 
     def add_figure(self, name, figure, epoch):
         """Show a matplotlib figure in TensorBoard."""
-        self.board.add_figure(name, figure, epoch)
+        if self.board is not None:
+            self.board.add_figure(name, figure, epoch)
 
     def close(self):
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def log_environment(path, device, processes):
