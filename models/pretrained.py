@@ -14,7 +14,7 @@ import torch
 from models.pretrained_formats import FORMATS
 from models.weight_files import DOWNLOADS, PretrainedError, download, read_weight_file
 from utils.checkpoint import load_checkpoint
-from utils.files import printable
+from utils.errors import printable
 
 RESNET_DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "34"}  # blocks per stage -> depth
 WRAPPERS = ("module.", "backbone.")  # prefixes that DataParallel and mmaction2 add to keys

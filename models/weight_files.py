@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import UserError
-from utils.files import file_lock, printable
+from utils.errors import UserError, printable
+from utils.files import file_lock
 
 DOWNLOADS = {"r3d18_kinetics400": "R3D_18_Weights.KINETICS400_V1"}  # name -> torchvision's enum
 TORCHVISION_NAME = r"r3d_18-([0-9a-f]{8})\.pth"  # it contains the first digits of the SHA-256
