@@ -12,8 +12,7 @@ import torch
 from utils import distributed
 from utils.checkpoint import CheckpointError, DamagedError, load_checkpoint, save_checkpoint
 from utils.checkpoint_schema import TRAINING, check_like, check_optimizer, check_weights
-from utils.errors import UserError
-from utils.files import printable
+from utils.errors import UserError, printable
 from utils.schema import SchemaError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
