@@ -4,8 +4,8 @@ The array (N, F, H, W, 3) is built once from the frame folders and kept in a fil
 hash of all that it depends on: the list, the number of frames, and the name, size and time of every
 frame file. Frames that are extracted again, or overwritten in place, lead to another file.
 
-After the array follows the CRC-32 of each video, which every run verifies. Caches of earlier
-versions end with the array.
+After the array of <hash>.crc32.npy follows the CRC-32 of each video, which every run verifies.
+Earlier versions wrote <hash>.npy without checksums.
 """
 
 import hashlib
@@ -55,50 +55,44 @@ def cache_header(shape):
     return header.getvalue()
 
 
-def is_complete(path, shape, workers):
-    """Whether a cache file has an array of this shape, with the content that was written."""
+def is_complete(path, shape, has_checksums=True):
+    """Whether a cache file has the header and the length of an array of this shape."""
     header = cache_header(shape)
-    end = len(header) + _num_bytes(shape)
-    if not path.is_file() or path.stat().st_size not in (
-        end,
-        end + CHECKSUM.itemsize * (shape[0] + 1),
-    ):
+    size = len(header) + _num_bytes(shape) + CHECKSUM.itemsize * shape[0] * has_checksums
+    if not path.is_file() or path.stat().st_size != size:
         return False
     with open(path, "rb") as file:
-        if file.read(len(header)) != header:
-            return False
-        file.seek(end)
-        stored = np.frombuffer(file.read(), CHECKSUM)
-    return not len(stored) or np.array_equal(checksums(path, shape, workers), stored)
+        return file.read(len(header)) == header
 
 
-def checksums(path, shape, workers):
-    """What the file has after its array: (N + 1,) uint32."""
-    array = np.memmap(path, np.uint8, "r", len(cache_header(shape)), shape)
+def is_intact(path, shape, workers):
+    """Whether a cache file is complete, with the content that was written."""
+    if not is_complete(path, shape):
+        return False
+    start, end = len(cache_header(shape)), -CHECKSUM.itemsize * shape[0]
+    content = np.memmap(path, np.uint8, "r")
+    stored, array = content[end:].view(CHECKSUM), content[start:end].reshape(shape)
     with ThreadPoolExecutor(workers or 1) as pool:  # zlib releases Python's lock
         found = pool.map(zlib.crc32, array)
         found = list(progress(found, "verifying the cache", len(array), "video"))
-    return add_own_checksum(np.array(found, CHECKSUM))
-
-
-def add_own_checksum(checks):
-    """The CRC-32 of each video, followed by the CRC-32 of these: (N,) -> (N + 1,) uint32."""
-    return np.append(checks, np.array([zlib.crc32(checks.tobytes())], CHECKSUM))
+    return np.array_equal(found, stored)
 
 
 def build_cache(data, frames, folder, workers):
     """The path of the .npy file with `frames` evenly spaced frames of every video of `data`.
 
-    data: FrameDataset. folder: where caches are kept. A complete file of the same key is used, a
+    data: FrameDataset. folder: where caches are kept. An intact file of the same key is used, a
     damaged one is built again. Of several processes one builds and the others wait. Raises
     SplitError when the disk is too small.
     """
-    path = Path(folder) / f"{cache_key(data, frames)}.npy"
-    shape = (len(data), frames, *data.frame_size)
-    if is_complete(path, shape, workers):
+    key, shape = cache_key(data, frames), (len(data), frames, *data.frame_size)
+    earlier, path = Path(folder) / f"{key}.npy", Path(folder) / f"{key}.crc32.npy"
+    if is_complete(earlier, shape, has_checksums=False):
+        return earlier
+    if is_intact(path, shape, workers):
         return path
     with file_lock(path.parent / ".lock", seconds=-1):
-        if is_complete(path, shape, workers):
+        if is_intact(path, shape, workers):
             return path
         if path.exists():
             print_main(f"{path}: damaged; building it again")
@@ -132,7 +126,7 @@ def _build(path, shape, data, workers):
             checks = np.array(list(progress(decoded, "caching", len(data), "video")), CHECKSUM)
         array.flush()
         with open(temporary, "ab") as file:
-            file.write(add_own_checksum(checks).tobytes())
+            file.write(checks.tobytes())
 
 
 def _num_bytes(shape):

@@ -15,7 +15,8 @@ from datasets.video import even_positions
 
 def natural_key(name):
     """Sorting key under which frame 10 follows frame 9, not frame 1."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    words = re.split(r"([0-9]+)", name)
+    return [int(word) if index % 2 else word for index, word in enumerate(words)]
 
 
 def list_frames(folder):
@@ -43,7 +44,10 @@ def read_frame(path):
         raise SplitError(f"{path}: {error.strerror}; rerun extract_frames.py") from error
     is_complete = encoded.endswith(b"\xff\xd9")  # end of image; OpenCV would fill up with grey
     pixels = np.frombuffer(encoded, np.uint8)
-    frame = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if is_complete else None
+    try:
+        frame = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if is_complete else None
+    except cv2.error:  # its header claims more pixels than OpenCV reads
+        frame = None
     if frame is None:
         raise SplitError(f"{path}: damaged; delete its folder and rerun extract_frames.py")
     return frame

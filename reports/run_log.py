@@ -16,7 +16,7 @@ from utils import schema
 from utils.files import is_utf8, write_text
 from utils.terminal import print_main
 
-RECORD = schema.record({"epoch": schema.whole()}, others=schema.real())
+RECORD = schema.record({"epoch": schema.whole()})
 
 
 class RunLog:

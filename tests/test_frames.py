@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.frames import FrameDataset, clip_positions, list_frames
+from datasets.frames import FrameDataset, clip_positions, list_frames, read_frame
 from datasets.splits import SplitError, read_split
 
 
@@ -22,6 +22,23 @@ def test_frames_are_in_natural_order_not_in_that_of_text(tmp_path):
     assert [frame.name for frame in list_frames(tmp_path / "a")] == [f"{i}.jpg" for i in range(12)]
     clip, _ = FrameDataset(["a"], [0], tmp_path, clip_frames=12)[0]
     assert (clip[:, 0, 0, 0].diff() > 0).all()
+
+
+def test_names_with_other_digits_are_in_order(tmp_path):
+    """Superscripts count as digits in Python, but are no numbers."""
+    write_frames(tmp_path / "a", range(12), name="5²{}.jpg")
+    names = [frame.name for frame in list_frames(tmp_path / "a")]
+    assert names == [f"5²{i}.jpg" for i in range(12)]
+
+
+def test_a_frame_that_claims_four_billion_pixels_is_refused(tmp_path):
+    path = tmp_path / "0.jpg"
+    jpeg = bytearray(cv2.imencode(".jpg", np.zeros((8, 12, 3), np.uint8))[1].tobytes())
+    size = jpeg.find(b"\xff\xc0") + 5
+    jpeg[size : size + 4] = b"\xff\xdc\xff\xdc"
+    path.write_bytes(jpeg)
+    with pytest.raises(SplitError, match="damaged"):
+        read_frame(path)
 
 
 def test_a_clip_is_uint8_rgb_with_its_label(tmp_path):

@@ -117,8 +117,7 @@ CHECKPOINT = schema.record(
         "pretrained": schema.nullable(schema.dict_of(schema.scalar)),
         "epoch": schema.whole(),
         "val_map": _number,
-        "training": TRAINING,
-    },
+    },  # "training" is checked when it is used: that of the first versions has other keys
 )
 
 

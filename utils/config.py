@@ -80,14 +80,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print one line and exit with status 2."""
-        message = escape(message.removeprefix("argument "))[:MOST_LETTERS]
+        message = printable(message.removeprefix("argument "))[:MOST_LETTERS]
         source = f"{self.config} and " if self.config else ""
         self.exit(2, printable(f"{self.prog}: {message}; see {source}--help") + "\n")
-
-
-def escape(text):
-    """`text` as one line without control characters."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -11,7 +11,7 @@ import torch
 
 from utils import distributed
 from utils.checkpoint import CheckpointError, DamagedError, load_checkpoint, save_checkpoint
-from utils.checkpoint_schema import check_like, check_optimizer, check_weights
+from utils.checkpoint_schema import TRAINING, check_like, check_optimizer, check_weights
 from utils.errors import UserError, printable
 from utils.schema import SchemaError
 
@@ -45,6 +45,7 @@ class TrainState:
 
     def load_state_dict(self, state):
         """Restore what `state_dict` returned. Raises SchemaError if it is of another network."""
+        TRAINING(state, "training")
         check_weights(state["model"], self.model.state_dict(), "model")
         check_optimizer(state["optimizer"], self.optimizer)
         check_like(state["scheduler"], self.scheduler.state_dict(), "scheduler")
