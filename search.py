@@ -10,7 +10,6 @@ it encodes only new and changed videos, also after an interruption. `query`
 prints the rank, distance in bits, class and path of the nearest videos.
 """
 
-from utils.device import set_threads
 from utils.errors import die_on_ctrl_c
 
 if __name__ == "__main__":  # imports take seconds
@@ -103,6 +102,7 @@ from retrieval.index import Index, IndexFileError, check_index_folder, write_ind
 from retrieval.index_update import append_to_journal, encoded_videos, journal_path, plan_update
 from utils import distributed
 from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from utils.device import set_threads
 from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, file_lock, write_failures
 from utils.terminal import progress, safe_streams

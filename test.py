@@ -9,7 +9,6 @@ query_codes, query_labels, database_codes, database_labels. Several files of
 either kind are compared in one table.
 """
 
-from utils.device import set_threads
 from utils.errors import die_on_ctrl_c
 
 if __name__ == "__main__":  # imports take seconds
@@ -104,6 +103,7 @@ from retrieval.hamming import nearest
 from retrieval.metrics import evaluate
 from utils import distributed
 from utils.checkpoint import find_checkpoint, load_checkpoint
+from utils.device import set_threads
 from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, is_utf8, write_text
 from utils.terminal import safe_streams

@@ -1,9 +1,10 @@
 """Flags, configs and paths that cannot be right are refused in one line, before any work."""
 
+import subprocess
 import sys
 
 import pytest
-from helpers import train_command
+from helpers import ROOT, train_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,18 @@ def test_abbreviated_flags_are_refused(build, flags, capsys, monkeypatch):
         parse_args(build(), flags) if "--config" in flags else build().parse_args(flags)
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.scripts
+@pytest.mark.parametrize("script", ["train.py", "test.py", "search.py"])
+def test_help_does_not_wait_for_pytorch(script):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}', '--help']\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
 # ==== values that are wrong whatever the data are ====
