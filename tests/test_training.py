@@ -13,7 +13,7 @@ from configs.flags import parse_train_flags
 from datasets import transforms
 from models import build_model
 from retrieval.encode import build_encoder
-from utils.device import mixed_precision
+from utils.device import mixed_precision, set_threads
 from utils.train_state import find_floats
 
 # ==== the network ====
@@ -190,3 +190,14 @@ def test_a_compiled_network_trains_as_the_plain_one(demo, tmp_path, run_script):
     for name, tensor in weights(tmp_path / "plain" / "last.pt").items():
         other = weights(tmp_path / "compiled" / "last.pt")[name]
         torch.testing.assert_close(other, tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_number_of_threads_is_set_or_kept():
+    before = torch.get_num_threads()
+    try:
+        set_threads(3)
+        assert torch.get_num_threads() == 3
+        set_threads(None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
