@@ -137,7 +137,7 @@ def test_a_dead_loader_worker_is_named(demo, tmp_path, start_script):
     wait_for_step(run, process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     assert process.wait() == 1
-    # PyTorch may find the dead worker again while it ends the others, and adds an ignored exception.
+    # PyTorch may find the dead worker again while it ends the others: an ignored exception.
     lines = process.stderr.splitlines()
     [line] = [line for line in lines if line.startswith("train.py: ")]
     assert "a process that reads frames was killed" in line and "--workers" in line
