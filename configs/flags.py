@@ -4,6 +4,7 @@ This file imports no PyTorch, so that --help and mistakes are answered at once; 
 its choices with the registries of models/ and losses/.
 """
 
+import sys
 from argparse import BooleanOptionalAction
 
 from utils.argtypes import folder_name, number, processors
@@ -22,12 +23,15 @@ MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 # Flags that may differ when a run is resumed: they do not change what is learnt.
 PATHS = ("config", "frames", "splits", "output", "cache_folder")
 SPEED = ("workers", "threads", "device", "cache", "cache_frames")
-SAVING = ("restart", "save_minutes", "save_steps", "eval_every")
+SAVING = ("restart", "save_minutes", "save_steps", "eval_every", "stop_when_collapsed")
 FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 
 
 def parse_train_flags(doc, argv=None):
-    """The flags of train.py with those of its --config: argparse.Namespace, checked."""
+    """The flags of train.py with those of its --config: argparse.Namespace, checked.
+
+    Its "given" is the set of the flags on the command line, such as "--lr".
+    """
     parser = build_parser(doc)
     args = parse_args(parser, argv)
     if args.crop_scale[0] > args.crop_scale[1]:
@@ -35,6 +39,8 @@ def parse_train_flags(doc, argv=None):
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
     args.margin = args.margin or args.bits / 8
+    words = sys.argv[1:] if argv is None else argv
+    args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
     return args
 
 
@@ -161,13 +167,20 @@ def add_loss_flags(parser):
         help="balanced: P classes with K clips each; random: P x K clips of any class",
     )
     two_or_more = number(int, least=2)
-    add("--classes-per-batch", type=two_or_more, default=32, metavar="P", help="P, 2 or more")
+    add(
+        "--classes-per-batch",
+        type=two_or_more,
+        default=32,
+        metavar="P",
+        help="P, 2 or more; if it is not on the command line, at most the number of classes",
+    )
     add(
         "--clips-per-class",
         type=two_or_more,
         default=4,
         metavar="K",
-        help="K, 2 or more; the batch has P x K clips",
+        help="K, 2 or more; the batch has P x K clips. If it is not on the command line and there "
+        "are fewer than P classes, K grows until the batch is full",
     )
 
 
@@ -291,3 +304,10 @@ def add_run_flags(parser):
         help="save a checkpoint this often within an epoch; 0: only after epochs",
     )
     add("--save-steps", type=number(int, least=0), default=0, help="the same, counted in steps")
+    add(
+        "--stop-when-collapsed",
+        action=switch,
+        default=False,
+        help="stop a training that has learnt nothing in 10 epochs after the warm-up, instead of "
+        "only warning",
+    )
