@@ -233,7 +233,7 @@ def watch_collapse(record, epochs_before, args):
 
     record: of the epoch. epochs_before: for how many epochs before it the collapse had lasted.
     """
-    names = "code_spread", "active_share", "loss"
+    names = "code_spread", "active_fraction", "loss"
     sign = find_collapse(*(record[f"train/{name}"] for name in names), args.margin)
     if sign is None or record["epoch"] < args.warmup_epochs:
         return 0
@@ -251,7 +251,7 @@ def summarise(totals, batches, rates, clips_per_second):
     loss, active, valid, magnitude, spread = totals
     return {
         "train/loss": loss / batches,
-        "train/active_share": active / max(valid, 1),
+        "train/active_fraction": active / max(valid, 1),
         "train/code_magnitude": magnitude / batches,
         "train/code_spread": spread / batches,
         "train/clips_per_second": clips_per_second,
@@ -337,7 +337,7 @@ def log_epoch(log, record, metrics, args):
     """Write an epoch to metrics.jsonl, TensorBoard and the terminal."""
     line = (
         f"epoch {record['epoch'] + 1:3}/{args.epochs}  loss {record['train/loss']:8.4f}  "
-        f"active {record['train/active_share']:6.1%}  "
+        f"active {record['train/active_fraction']:6.1%}  "
         f"{record['train/clips_per_second']:6.1f} clips/s"
     )
     if metrics:

@@ -5,15 +5,15 @@ EQUAL = 0.02  # standard deviation of a bit over a batch below which all codes a
 SMALL_BATCH = 30  # clips; with two classes, 2 x 5 clips collapse and 2 x 15 learn
 
 
-def find_collapse(spread, active_share, loss, margin):
+def find_collapse(spread, active_fraction, loss, margin):
     """What shows that an epoch learnt nothing: a few words, or None.
 
-    spread: mean standard deviation of a bit over a batch. active_share: active / valid triplets.
+    spread: mean standard deviation of a bit over a batch. active_fraction: active / valid triplets.
     loss: mean over the triplets; at the margin, positives are no nearer than negatives.
     """
     if spread < EQUAL:
         return "nearly all clips have the same code"
-    if active_share > 0.999 and abs(loss - margin) < 0.03 * margin:
+    if active_fraction > 0.999 and abs(loss - margin) < 0.03 * margin:
         return f"all triplets are active and the loss stays at the margin, {margin:g}"
     return None
 
