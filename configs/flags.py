@@ -59,6 +59,7 @@ def build_parser(doc=None):
         add_optimisation_flags,
         add_clip_flags,
         add_run_flags,
+        add_saving_flags,
     ):
         add_flags(parser)
     parser.usage = "\n       ".join(usage)
@@ -172,16 +173,16 @@ def add_loss_flags(parser):
         type=two_or_more,
         default=32,
         metavar="P",
-        help="number of classes in a batch, 2 or more; unless it is on the command line, at most the "
-        "number of classes that there are",
+        help="number of classes in a batch, 2 or more; unless it is on the command line, at most "
+        "the number of classes that there are",
     )
     add(
         "--clips-per-class",
         type=two_or_more,
         default=4,
         metavar="K",
-        help="number of clips of each class, 2 or more; a batch has P x K clips. Unless it is on the "
-        "command line, K grows to fill the batch where there are fewer than P classes",
+        help="number of clips of each class, 2 or more; a batch has P x K clips. Unless it is on "
+        "the command line, K grows to fill the batch where there are fewer than P classes",
     )
 
 
@@ -304,6 +305,11 @@ def add_run_flags(parser):
         default=False,
         help="repeat runs bit for bit where PyTorch can; docs/scale.md says where it cannot",
     )
+
+
+def add_saving_flags(parser):
+    add = parser.add
+    parser.group("checkpoints and stopping")
     add(
         "--save-minutes",
         type=number(float, least=0),
@@ -318,7 +324,7 @@ def add_run_flags(parser):
     )
     add(
         "--stop-when-collapsed",
-        action=switch,
+        action=BooleanOptionalAction,
         default=False,
         help="stop a training that has learnt nothing in 10 epochs after the warm-up, instead of "
         "only warning",
