@@ -361,6 +361,13 @@ def describe_run(model, device, train_set, val_set, classes, args):
     )
 
 
+def describe_end(folder, val_set):
+    """The last line for the terminal: the checkpoints, and what to run next."""
+    last, best = folder / "last.pt", folder / "best.pt"
+    same = "" if len(val_set) else " (the same: there is no validation list)"
+    return f"saved {best} and {last}{same}; next: python test.py --checkpoint {best}"
+
+
 # ==== main ====
 
 
@@ -455,8 +462,7 @@ def main(args):
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
             checkpoints.save_best()
         checkpoints.save_last()
-    last, best = checkpoints.folder / "last.pt", checkpoints.folder / "best.pt"
-    print_main(f"saved {best} and {last}; next: python test.py --checkpoint {best}")
+    print_main(describe_end(checkpoints.folder, val_set))
 
 
 if __name__ == "__main__":
