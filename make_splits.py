@@ -46,11 +46,11 @@ def build_parser():
         help="which official lists to read; 'folder' splits any tree <frames>/<class>/<video>",
     )
     add("--frames", required=True, type=Path, metavar="DIR", help="what extract_frames.py wrote")
-    add("--output", required=True, type=Path, metavar="DIR", help="for the lists; made if absent")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the lists")
     fraction = number(float, least=0, below=1)
     help_val = "validation videos, as a fraction of each class's training videos; 0 for none"
     add("--val-fraction", type=fraction, default=0.1, help=help_val)
-    add("--seed", type=int, default=0, help="random seed for the choice of groups")
+    add("--seed", type=number(int), default=0, help="random seed for the choice of groups")
     add(
         "--check-frames",
         action=argparse.BooleanOptionalAction,

@@ -36,7 +36,7 @@ def add_index_flags(parser):
     checkpoint = "best.pt or last.pt, or a run folder: its best.pt"
     add("--checkpoint", required=True, metavar="RUN", help=checkpoint)
     add("--videos", **folder, help="videos at any depth below it")
-    add("--output", **folder, help="the index; if it exists, it is updated")
+    add("--output", **folder, help="index folder; an index in it is updated")
     add_encoder_flags(parser)
 
 
@@ -45,12 +45,12 @@ def add_query_flags(parser):
     count = number(int, least=1)
     start = {"type": number(float, least=0), "default": 0.0, "metavar": "SECONDS"}
     end = {"type": number(float, above=0), "metavar": "SECONDS"}
-    add("--index", required=True, type=Path, metavar="DIR", help="--output of `search.py index`")
+    add("--index", required=True, type=Path, metavar="DIR", help="what `search.py index` wrote")
     add("--video", required=True, nargs="+", metavar="FILE", help="query videos")
     add("--top", type=count, default=10, help="results per query")
     add("--exclude-query", action="store_true", help="omit the query itself from the results")
-    add("--start", **start, help="search with the video from this time")
-    add("--end", **end, help="search with the video up to this time; default: to its end")
+    add("--start", **start, help="use the query video from this time on")
+    add("--end", **end, help="use the query video up to this time (default: to its end)")
     rerank = "sort the nearest N by the distance of the real-valued query code (asymmetric)"
     add("--rerank", type=count, metavar="N", help=rerank)
     add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
@@ -63,7 +63,7 @@ def add_encoder_flags(parser):
     add = parser.add
     count = number(int, least=1)
     parser.group("speed")
-    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: a GPU if there is one")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     amp = "mixed precision on GPUs; CPUs use float32"
     add("--amp", action=BooleanOptionalAction, default=True, help=amp)
     add("--workers", type=count, default=processors(), help="processes that decode videos")

@@ -48,7 +48,7 @@ def build_parser():
     add("--cutoffs", type=count, nargs="+", default=[1, 10, 100], metavar="N", help=cutoffs)
 
     parser.group("output")
-    output = "folder for the results; default: test in the run folder, results for several files"
+    output = "output folder (default: test in the run folder, or results for several files)"
     add("--output", metavar="DIR", help=output)
     pictures = "number of queries, evenly spaced in the test list, in retrieval.png and --html; "
     pictures += "default: 6, none for features, which have no pictures"
@@ -59,7 +59,7 @@ def build_parser():
     add("--projector", action="store_true", help=projector)
 
     parser.group("speed")
-    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: a GPU if there is one")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     amp = "mixed precision on GPUs; CPUs use float32"
     add("--amp", action=BooleanOptionalAction, default=True, help=amp)
     add("--batch-size", type=count, default=32, help="clips per batch")

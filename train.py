@@ -242,7 +242,7 @@ def summarise(totals, batches, rates, clips_per_second):
     loss, active, valid, magnitude, spread = totals
     return {
         "train/loss": loss / batches,
-        "train/active_share": active / max(valid, 1),
+        "train/active_fraction": active / max(valid, 1),
         "train/code_magnitude": magnitude / batches,
         "train/code_spread": spread / batches,
         "train/clips_per_second": clips_per_second,
@@ -329,7 +329,7 @@ def log_epoch(log, record, metrics, args):
     """Write an epoch to metrics.jsonl, TensorBoard and the terminal."""
     line = (
         f"epoch {record['epoch'] + 1:3}/{args.epochs}  loss {record['train/loss']:8.4f}  "
-        f"active {record['train/active_share']:6.1%}  "
+        f"active {record['train/active_fraction']:6.1%}  "
         f"{record['train/clips_per_second']:6.1f} clips/s"
     )
     if metrics:

@@ -64,8 +64,8 @@ def build_parser(doc=None):
     """A `utils.config.Parser` with all flags of train.py."""
     usage = [
         "%(prog)s --config FILE [other flags]",
-        "%(prog)s --frames FOLDER --splits FOLDER --output FOLDER [other flags]",
-        "%(prog)s --features FILE.npz --output FOLDER [other flags]",
+        "%(prog)s --frames DIR --splits DIR --output DIR [other flags]",
+        "%(prog)s --features FILE.npz --output DIR [other flags]",
     ]
     parser = Parser(doc)
     for add_flags in (
@@ -87,7 +87,7 @@ def add_paths(parser):
     parser.group("config")
     add("--config", metavar="FILE", help="YAML file of flags; command-line flags override it")
     parser.group("data and output, here or in --config")
-    folder = {"type": folder_name, "metavar": "FOLDER"}
+    folder = {"type": folder_name, "metavar": "DIR"}
     add("--frames", **folder, help="what extract_frames.py wrote")
     add("--splits", **folder, help="what make_splits.py wrote")
     add(
@@ -103,7 +103,7 @@ def add_paths(parser):
 def add_model_flags(parser):
     add = parser.add
     parser.group("model")
-    add("--backbone", choices=BACKBONES, default="r3d18", help="docs/models.md has their cost")
+    add("--backbone", choices=BACKBONES, default="r3d18", help="docs/models.md compares their cost")
     add("--bits", type=number(int, least=1), default=64, help="length of the hash code")
     add(
         "--width",
@@ -114,14 +114,14 @@ def add_model_flags(parser):
     add(
         "--shortcut",
         choices=("A", "B"),
-        help="of ResNets where the size changes: A zero padding, B 1x1x1 convolution; default: "
-        "that of the pretrained weights, else B",
+        help="shortcut of a ResNet where the size changes: A pads with zeros, B is a 1x1x1 "
+        "convolution (default: that of the pretrained weights, else B)",
     )
     add(
         "--dropout",
         type=number(float, least=0, below=1),
         default=0.0,
-        help="probability before the hash layer; 0.5 suits C3D",
+        help="dropout probability before the hash layer; 0.5 suits C3D",
     )
 
 
@@ -171,12 +171,12 @@ def add_loss_flags(parser):
         "--distance",
         choices=DISTANCES,
         default="hamming",
-        help="between approximate codes: relaxed Hamming (in bits), squared Euclidean or Euclidean",
+        help="distance of approximate codes: relaxed Hamming, squared Euclidean or Euclidean",
     )
     add(
         "--margin",
         type=number(float, above=0),
-        help="in units of the distance (default: bits / 8 for --distance hamming)",
+        help="margin, in units of the distance (default: bits / 8 for --distance hamming)",
     )
     add(
         "--average",
@@ -191,13 +191,19 @@ def add_loss_flags(parser):
         help="balanced: P classes with K clips each; random: P x K clips of any class",
     )
     two_or_more = number(int, least=2)
-    add("--classes-per-batch", type=two_or_more, default=32, metavar="P", help="P, 2 or more")
+    add(
+        "--classes-per-batch",
+        type=two_or_more,
+        default=32,
+        metavar="P",
+        help="number of classes in a batch, 2 or more",
+    )
     add(
         "--clips-per-class",
         type=two_or_more,
         default=4,
         metavar="K",
-        help="K, 2 or more; the batch has P x K clips",
+        help="number of clips of each class, 2 or more; a batch has P x K clips",
     )
 
 
@@ -206,32 +212,33 @@ def add_optimisation_flags(parser):
     parser.group("optimisation")
     at_least_0 = number(float, least=0)
     add("--epochs", type=number(int, least=1), default=100, help="passes over the training list")
-    add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="sgd: Nesterov momentum")
+    add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="sgd has Nesterov momentum")
     add(
         "--lr",
         type=number(float, above=0),
         default=0.001,
         help="highest learning rate; 0.001 to 0.002 for adamw, 0.01 for sgd",
     )
-    add("--momentum", type=number(float, least=0, below=1), default=0.9, help="of sgd")
+    add("--momentum", type=number(float, least=0, below=1), default=0.9, help="momentum of sgd")
     add(
         "--weight-decay",
         type=at_least_0,
         default=0.05,
-        help="not for biases and batch normalisation; about 0.05 for adamw, 0.0005 for sgd",
+        help="of all parameters but biases and batch normalisation; about 0.05 for adamw, 0.0005 "
+        "for sgd",
     )
     add(
         "--schedule",
         choices=("cosine", "step", "constant"),
         default="cosine",
-        help="of the learning rate after the warm-up",
+        help="learning rate after the warm-up",
     )
     add("--warmup-epochs", type=at_least_0, default=5.0, help="linear warm-up from zero")
     add(
         "--step-epochs",
         type=number(int, least=1),
         default=40,
-        help="with --schedule step: divide the learning rate by 10 after so many epochs",
+        help="with --schedule step: divide the learning rate by 10 every N epochs",
     )
     add("--clip-gradient", type=at_least_0, default=5.0, help="largest gradient norm; 0: no limit")
     add("--eval-every", type=number(int, least=1), default=5, help="epochs between validations")
@@ -242,7 +249,12 @@ def add_clip_flags(parser):
     parser.group("clips and augmentation")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
-    add("--size", type=at_least_1, default=112, help="height and width of the input, pixels")
+    add(
+        "--size",
+        type=number(int, least=16),
+        default=112,
+        help="height and width of the input, pixels",
+    )
     add(
         "--crop",
         type=ratio,
@@ -283,7 +295,7 @@ def add_run_flags(parser):
         default=0,
         help="random seed for weights, batches and augmentation",
     )
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: cuda if there is a GPU, else cpu)")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     add(
         "--workers",
         type=number(int, least=0),
@@ -299,7 +311,7 @@ def add_run_flags(parser):
     )
     at_least_1 = number(int, least=1)
     add("--cache-frames", type=at_least_1, default=32, help="frames per video in the cache")
-    add("--cache-folder", help="folder of cache files (default: .cache in --frames)")
+    add("--cache-folder", metavar="DIR", help="folder of cache files (default: .cache in --frames)")
     add("--amp", action=switch, default=True, help="mixed precision on GPUs; CPUs use float32")
     add("--compile", action=switch, default=False, help="torch.compile: slow start, faster steps")
     add(
@@ -320,4 +332,9 @@ def add_run_flags(parser):
         default=10.0,
         help="save a checkpoint this often within an epoch; 0: only after epochs",
     )
-    add("--save-steps", type=number(int, least=0), default=0, help="the same, counted in steps")
+    add(
+        "--save-steps",
+        type=number(int, least=0),
+        default=0,
+        help="also save every N steps; 0: never",
+    )
