@@ -21,10 +21,18 @@ CACHE_LOCATIONS = ("none", "disk", "ram", "device")
 MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 
 # Flags that may differ when a run is resumed: they do not change what is learnt.
-PATHS = ("config", "frames", "splits", "output", "cache_folder")
+PATHS = ("config", "frames", "splits", "features", "output", "cache_folder")
 SPEED = ("workers", "threads", "device", "cache", "cache_frames")
 SAVING = ("restart", "save_minutes", "save_steps", "eval_every", "stop_when_collapsed")
 FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
+
+# Flags without a meaning for features, which no network of ours computes.
+OF_VIDEOS = (
+    *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
+    *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
+    *("clip_frames", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("cache", "cache_frames", "cache_folder"),
+)
 
 
 def parse_train_flags(doc, argv=None):
@@ -34,6 +42,7 @@ def parse_train_flags(doc, argv=None):
     """
     parser = build_parser(doc)
     args = parse_args(parser, argv)
+    check_data(parser, args)
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error("--crop-scale: LEAST must not be above MOST")
     if args.margin is None and args.distance != "hamming":
@@ -44,11 +53,25 @@ def parse_train_flags(doc, argv=None):
     return args
 
 
+def check_data(parser, args):
+    """End with a message unless the flags name either frames and lists, or features."""
+    if args.features is None:
+        missing = [f"--{name}" for name in ("frames", "splits") if getattr(args, name) is None]
+        if missing:
+            parser.error(f"the following arguments are required: {', '.join(missing)}")
+        return
+    for name in OF_VIDEOS:
+        if getattr(args, name) != parser.flags[name].default:
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} is for videos; leave it out, or leave out --features")
+
+
 def build_parser(doc=None):
     """A `utils.config.Parser` with all flags of train.py."""
     usage = [
         "%(prog)s --config FILE [other flags]",
         "%(prog)s --frames DIR --splits DIR --output DIR [other flags]",
+        "%(prog)s --features FILE.npz --output DIR [other flags]",
     ]
     parser = Parser(doc)
     for add_flags in (
@@ -70,11 +93,18 @@ def add_paths(parser):
     add = parser.add
     parser.group("config")
     add("--config", metavar="FILE", help="YAML file of flags; command-line flags override it")
-    parser.group("required, here or in --config")
-    folder = {"required": True, "type": folder_name, "metavar": "DIR"}
+    parser.group("data and output, here or in --config")
+    folder = {"type": folder_name, "metavar": "DIR"}
     add("--frames", **folder, help="what extract_frames.py wrote")
     add("--splits", **folder, help="what make_splits.py wrote")
-    add("--output", **folder, help="run folder; an interrupted run in it is resumed")
+    add(
+        "--features",
+        metavar="FILE.npz",
+        help="features of any encoder instead of frames: train only the hash layer on its arrays "
+        "features, labels and is_train, or features and names with --splits; docs/data.md",
+    )
+    help_output = "run folder; an interrupted run in it is resumed"
+    add("--output", **folder, required=True, help=help_output)
 
 
 def add_model_flags(parser):
