@@ -192,6 +192,22 @@ def add_loss_flags(parser):
         help="mean over triplets with a loss above zero, or over all valid triplets",
     )
     add(
+        "--classification",
+        type=number(float, least=0),
+        default=0.0,
+        help="weight of a classification loss on the codes, in addition to the triplets; 5 suits "
+        "many classes and short codes",
+    )
+    add(
+        "--nested-bits",
+        type=number(int, least=1),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also train the first N bits as codes of their own, such as 16 32; 64 bits then serve "
+        "as codes of three lengths",
+    )
+    add(
         "--batches",
         choices=("balanced", "random"),
         default="balanced",

@@ -104,6 +104,7 @@ TRAINING = schema.record(
         "totals": schema.list_of(_number),
         "best_map": _number,
     },
+    {"criterion": schema.dict_of(tensor)},  # not in early checkpoints
     others=_unknown,
 )
 CHECKPOINT = schema.record(
