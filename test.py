@@ -275,10 +275,22 @@ def measure(items, device, args, classes=None):
     return metrics
 
 
+def measure_prefixes(items, checkpoint, name, device, args):
+    """{name with the number of bits: metrics} of the prefixes of nested codes, shortest first."""
+    whole, reports = checkpoint["network"]["bits"], {}
+    for bits in checkpoint["settings"].get("nested_bits", []):
+        if bits < whole:
+            codes = {key: items[key][:, :bits] for key in ("query_codes", "database_codes")}
+            metrics = measure({**items, **codes}, device, args, checkpoint["classes"])
+            reports[f"{name} {bits} bits"] = metrics
+    return reports
+
+
 def measure_checkpoint(path, name, folder, device, args):
     """Encode and measure the lists of a checkpoint, and write the results into `folder`.
 
-    Returns {name: metrics}; with --untrained, the metrics before training come first.
+    Returns {name: metrics}, of nested codes those of each length; with --untrained, the metrics
+    before training come first.
     """
     checkpoint = load_checkpoint(path, "settings")
     queries, database = build_datasets(checkpoint, args)
@@ -291,7 +303,10 @@ def measure_checkpoint(path, name, folder, device, args):
         reports[f"{name} untrained"] = measure(items, device, args, classes)
     model.load_state_dict(checkpoint["model"])
     items = encode_datasets(model, *data)
+    reports |= measure_prefixes(items, checkpoint, name, device, args)
     reports[name] = measure(items, device, args, classes)
+    lengths = {report["bits"]: report["map"] for report in reports.values()}
+    reports[name]["map_by_bits"] = {str(bits): lengths[bits] for bits in sorted(lengths)}
     if distributed.is_main():
         write_results(folder, items, reports[name], queries, database, classes, args)
     return reports

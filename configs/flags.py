@@ -48,6 +48,7 @@ def parse_train_flags(doc, argv=None):
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
     args.margin = args.margin or args.bits / 8
+    args.nested_bits = check_nested_bits(parser, args)
     words = sys.argv[1:] if argv is None else argv
     args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
     return args
@@ -64,6 +65,15 @@ def check_data(parser, args):
         if getattr(args, name) != parser.flags[name].default:
             flag = name.replace("_", "-")
             parser.error(f"--{flag} is for videos; leave it out, or leave out --features")
+
+
+def check_nested_bits(parser, args):
+    """The lengths of nested codes in ascending order, with that of the whole code at the end."""
+    if args.nested_bits and args.distance == "euclidean":
+        parser.error("--nested-bits needs --distance hamming or squared, which grow with the bits")
+    if any(bits > args.bits for bits in args.nested_bits):
+        parser.error(f"--nested-bits: must be at most --bits, which is {args.bits}")
+    return sorted({*args.nested_bits, args.bits}) if args.nested_bits else []
 
 
 def build_parser(doc=None):

@@ -122,7 +122,8 @@ def parse_flags():
     for command in (on_features, on_clips):
         command.add("--output", type=Path, required=True, help="folder for results and runs")
     on_features.add("--features", required=True, help=".npz of features, labels, is_train, names")
-    on_features.add("--final", action="store_true", help="train on all, measure on test videos")
+    help_split = "queries: test videos of groups 1 to 3 (choice), of the others (final), or all"
+    on_features.add("--split", choices=features.SPLITS, default="choice", help=help_split)
     on_clips.add("--frames", required=True, help="frame folders of UT-Interaction")
     config = "configs/folder.yaml"
     on_clips.add("--config", default=config, help="config of train.py")

@@ -6,15 +6,29 @@ Nested codes: A. Kusupati et al., "Matryoshka Representation Learning", NeurIPS 
 https://arxiv.org/abs/2205.13147; for hash codes, the Nested Hash Layer of
 https://arxiv.org/abs/2412.08922, 2024.
 
+Straight-through gradients: Y. Bengio, N. Léonard, A. Courville, "Estimating or Propagating
+Gradients Through Stochastic Neurons for Conditional Computation", 2013,
+https://arxiv.org/abs/1308.3432.
+
 Differences from the papers:
 - All prefixes of nested codes have the same weight; one linear classifier serves all of them, by
   its first columns.
+- The loss of nested codes is that of their bits, ±1, with the gradient of tanh. With real values
+  the later bits would stay near zero: the triplets are satisfied by the first bits, which the
+  shorter prefixes make large, but after binarisation all bits count the same.
 """
 
+import torch
 from torch import nn
 from torch.nn import functional
 
 from losses.triplet import MINING
+
+
+def binarize_straight_through(codes):
+    """Codes of ±1, whose gradient is that of the real-valued codes (B, K)."""
+    bits = torch.where(codes >= 0, 1.0, -1.0).to(codes.dtype)
+    return codes + (bits - codes).detach()
 
 
 class HashLoss(nn.Module):
@@ -36,6 +50,8 @@ class HashLoss(nn.Module):
         self.classifier = nn.Linear(bits, classes) if classification else None
 
     def forward(self, codes, labels):
+        if len(self.prefixes) > 1:
+            codes = binarize_straight_through(codes)
         total = 0.0
         for length in self.prefixes:
             prefix, margin = codes[:, :length], self.margin * length / self.bits
