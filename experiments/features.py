@@ -1,7 +1,7 @@
 """The experiments on features: train.py's steps on the hash layer alone, with other losses too."""
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ DEFAULT = {
     "margin": 1 / 8,
     # classes that only queries and database have
     "unseen": 0,
+    # length of the prefix of the codes that is measured; None is the whole code
+    "prefix": None,
     # weights of the triplets (with the classification and nested codes of train.py), and of losses
     # that train.py does not have
     "triplet": 1.0,
@@ -66,6 +68,7 @@ def alone(term):
     return {term: 1.0, "triplet": 0.0}
 
 
+PREFIXES = sweep("first {} bits", "prefix", (16, 32))
 # Name -> changes of DEFAULT; --names may combine several as "A + B".
 SETTINGS = {
     "default": {},
@@ -96,6 +99,7 @@ SETTINGS = {
     **sweep("{} epochs", "epochs", (10, 30, 60, 100)),
     **sweep("{} bits", "bits", (16, 32, 48, 128)),
     "nested 16, 32": {"nested_bits": [16, 32]},
+    **PREFIXES,
     "25 classes unseen": {"unseen": 25},
 }
 
@@ -110,7 +114,9 @@ def settings_of(name):
 
 def train_flags(settings, features, num_classes, seed):
     """The flags of train.py for some settings: argparse.Namespace."""
-    settings = {key: value for key, value in settings.items() if key not in ("unseen", "triplet")}
+    settings = {
+        key: value for key, value in settings.items() if key not in ("unseen", "prefix", "triplet")
+    }
     settings = {key: value for key, value in settings.items() if key not in TERMS}
     largest = LARGEST_DISTANCE[settings["distance"]](settings["bits"])
     flags = ["--config", "configs/features.yaml", "--features", features, "--output", "none"]
@@ -200,22 +206,31 @@ def train_head(path, features, labels, settings, seed):
 
 
 def splits(args):
-    """The one split that is measured."""
-    return [args.split]
+    """The sets of queries that are measured."""
+    return args.splits
+
+
+@lru_cache(maxsize=1)
+def encode_all(path, name, seed):
+    """Approximate codes (N, K) of all videos, by a setting or one of BASELINES, with one seed."""
+    features, labels, *_ = data = read_features(path)
+    settings, baselines = settings_of(name), [b for b in BASELINES if b in name.split(" + ")]
+    training, *_ = divide(data, "test", settings["unseen"], seed)
+    features_of_training, labels = features[training], labels[training]
+    if baselines:
+        encode = BASELINES[baselines[0]](features_of_training, settings["bits"], seed)
+    else:
+        encode = train_head(path, features_of_training, labels, settings, seed)
+    with torch.no_grad():
+        return encode(features)
 
 
 def run(name, split, seed, args):
     """{"map", "map_real"} of a setting, or of one of BASELINES, with one seed."""
     data = read_features(args.features)
-    features, labels, *_ = data
+    trained = " + ".join(change for change in name.split(" + ") if change not in PREFIXES)
     settings = settings_of(name)
-    masks = divide(data, split, settings["unseen"], seed)
-    training, queries, database = map(torch.from_numpy, masks)
-    baselines = [change for change in name.split(" + ") if change in BASELINES]
-    if baselines:
-        encode = BASELINES[baselines[0]](features[training], settings["bits"], seed)
-    else:
-        encode = train_head(args.features, features[training], labels[training], settings, seed)
-    with torch.no_grad():
-        query_codes, database_codes = encode(features[queries]), encode(features[database])
-    return score(query_codes, labels[queries], database_codes, labels[database])
+    codes = encode_all(args.features, trained, seed)[:, : settings["prefix"]]
+    _, queries, database = divide(data, split, settings["unseen"], seed)
+    labels = data[1]
+    return score(codes[queries], labels[queries], codes[database], labels[database])

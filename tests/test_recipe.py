@@ -127,7 +127,7 @@ def test_baselines_keep_the_neighbours_of_the_features(classes):
     """Without noise both reach the mAP of the features themselves; with noise neither does."""
     features, labels, *masks = classes
     signal = (features[:, :6].contiguous(), labels, *masks)
-    for baseline in comparisons.BASELINES.values():
+    for baseline in (comparisons.itq, comparisons.hyperplanes):
         bits = 6 if baseline is comparisons.itq else 64
         assert search(baseline(signal[0], bits, 0), signal) > 0.8
         assert search(baseline(features, 32, 0), classes) < 0.5
@@ -138,7 +138,7 @@ def test_baselines_keep_the_neighbours_of_the_features(classes):
 
 def test_settings_are_flags_of_train_and_differ_from_the_default():
     default = vars(on_features.train_flags(on_features.DEFAULT, "x.npz", 101, seed=0))
-    own = ("unseen", "triplet", *comparisons.TERMS)
+    own = ("unseen", "prefix", "triplet", *comparisons.TERMS)
     for name in on_features.SETTINGS:
         settings = on_features.settings_of(name)
         flags = vars(on_features.train_flags(settings, "x.npz", 101, seed=0))
@@ -214,7 +214,7 @@ def test_finished_runs_are_not_repeated(features, run_recipe, monkeypatch, capsy
     assert [(row["setting"], row["seed"]) for row in first] == names
     again = run_recipe(*flags, "3")
     assert again[:4] == first and len(again) == 6
-    summary = read_csv(tmp_path / "out" / "summary.csv")
+    summary = read_csv(tmp_path / "out" / "summary_choice.csv")
     assert {row["setting"]: row["runs"] for row in summary} == {"default": "3", "16 bits": "3"}
     assert summary[0]["map"] in capsys.readouterr().out
 
