@@ -126,6 +126,11 @@ def load_encoder(path, device, amp):
     """The `Encoder` of the checkpoint at `path`. amp: whether to use mixed precision on a GPU."""
     checkpoint = load_checkpoint(path)
     preprocessing = checkpoint["preprocessing"]
+    if preprocessing is None:
+        raise CheckpointError(
+            f"{path}: was trained on features (--features), so it cannot encode videos; use a "
+            "checkpoint that was trained on frames"
+        )
     if "frame_size" not in preprocessing:
         raise CheckpointError(
             f"{path}: written by an early version, which did not record the size of the frames; "

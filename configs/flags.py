@@ -4,6 +4,7 @@ This file imports no PyTorch, so that --help and mistakes are answered at once; 
 its choices with the registries of models/ and losses/.
 """
 
+import sys
 from argparse import BooleanOptionalAction
 
 from utils.argtypes import folder_name, number, processors
@@ -20,22 +21,49 @@ CACHE_LOCATIONS = ("none", "disk", "ram", "device")
 MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 
 # Flags that may differ when a run is resumed: they do not change what is learnt.
-PATHS = ("config", "frames", "splits", "output", "cache_folder")
+PATHS = ("config", "frames", "splits", "features", "output", "cache_folder")
 SPEED = ("workers", "threads", "device", "cache", "cache_frames")
-SAVING = ("restart", "save_minutes", "save_steps", "eval_every")
+SAVING = ("restart", "save_minutes", "save_steps", "eval_every", "stop_when_collapsed")
 FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
+
+# Flags without a meaning for features, which no network of ours computes.
+OF_VIDEOS = (
+    *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
+    *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
+    *("clip_frames", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("cache", "cache_frames", "cache_folder"),
+)
 
 
 def parse_train_flags(doc, argv=None):
-    """The flags of train.py with those of its --config: argparse.Namespace, checked."""
+    """The flags of train.py with those of its --config: argparse.Namespace, checked.
+
+    Its "given" is the set of the flags on the command line, such as "--lr".
+    """
     parser = build_parser(doc)
     args = parse_args(parser, argv)
+    check_data(parser, args)
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error("--crop-scale: LEAST must not be above MOST")
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
     args.margin = args.margin or args.bits / 8
+    words = sys.argv[1:] if argv is None else argv
+    args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
     return args
+
+
+def check_data(parser, args):
+    """End with a message unless the flags name either frames and lists, or features."""
+    if args.features is None:
+        missing = [f"--{name}" for name in ("frames", "splits") if getattr(args, name) is None]
+        if missing:
+            parser.error(f"the following arguments are required: {', '.join(missing)}")
+        return
+    for name in OF_VIDEOS:
+        if getattr(args, name) != parser.flags[name].default:
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} is for videos; leave it out, or leave out --features")
 
 
 def build_parser(doc=None):
@@ -43,6 +71,7 @@ def build_parser(doc=None):
     usage = [
         "%(prog)s --config FILE [other flags]",
         "%(prog)s --frames DIR --splits DIR --output DIR [other flags]",
+        "%(prog)s --features FILE.npz --output DIR [other flags]",
     ]
     parser = Parser(doc)
     for add_flags in (
@@ -53,6 +82,7 @@ def build_parser(doc=None):
         add_optimisation_flags,
         add_clip_flags,
         add_run_flags,
+        add_saving_flags,
     ):
         add_flags(parser)
     parser.usage = "\n       ".join(usage)
@@ -63,11 +93,18 @@ def add_paths(parser):
     add = parser.add
     parser.group("config")
     add("--config", metavar="FILE", help="YAML file of flags; command-line flags override it")
-    parser.group("required, here or in --config")
-    folder = {"required": True, "type": folder_name, "metavar": "DIR"}
+    parser.group("data and output, here or in --config")
+    folder = {"type": folder_name, "metavar": "DIR"}
     add("--frames", **folder, help="what extract_frames.py wrote")
     add("--splits", **folder, help="what make_splits.py wrote")
-    add("--output", **folder, help="run folder; an interrupted run in it is resumed")
+    add(
+        "--features",
+        metavar="FILE.npz",
+        help="features of any encoder instead of frames: train only the hash layer on its arrays "
+        "features, labels and is_train, or features and names with --splits; docs/data.md",
+    )
+    help_output = "run folder; an interrupted run in it is resumed"
+    add("--output", **folder, required=True, help=help_output)
 
 
 def add_model_flags(parser):
@@ -166,14 +203,16 @@ def add_loss_flags(parser):
         type=two_or_more,
         default=32,
         metavar="P",
-        help="number of classes in a batch, 2 or more",
+        help="number of classes in a batch, 2 or more; unless it is on the command line, at most "
+        "the number of classes that there are",
     )
     add(
         "--clips-per-class",
         type=two_or_more,
         default=4,
         metavar="K",
-        help="number of clips of each class, 2 or more; a batch has P x K clips",
+        help="number of clips of each class, 2 or more; a batch has P x K clips. Unless it is on "
+        "the command line, K grows to fill the batch where there are fewer than P classes",
     )
 
 
@@ -296,6 +335,11 @@ def add_run_flags(parser):
         default=False,
         help="repeat runs bit for bit where PyTorch can; docs/scale.md says where it cannot",
     )
+
+
+def add_saving_flags(parser):
+    add = parser.add
+    parser.group("checkpoints and stopping")
     add(
         "--save-minutes",
         type=number(float, least=0),
@@ -307,4 +351,11 @@ def add_run_flags(parser):
         type=number(int, least=0),
         default=0,
         help="also save every N steps; 0: never",
+    )
+    add(
+        "--stop-when-collapsed",
+        action=BooleanOptionalAction,
+        default=False,
+        help="stop a training that has learnt nothing in 10 epochs after the warm-up, instead of "
+        "only warning",
     )

@@ -8,7 +8,6 @@ import threading
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.cache import CachedDataset
 from datasets.process_pool import end_with_parent
 from datasets.samplers import PKBatchSampler, RandomBatchSampler
 from utils.errors import UserError
@@ -54,7 +53,7 @@ class ClipLoader(DataLoader):
     """
 
     def __init__(self, data, workers, keep_workers=False, **options):
-        location = data.location if isinstance(data, CachedDataset) else "none"
+        location = getattr(data, "location", "none")  # of cached clips, and of features
         workers = workers if location in ("none", "disk") else 0  # others are in memory already
         if workers:
             allow_open_files(64 + 10 * workers)

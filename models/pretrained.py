@@ -170,6 +170,8 @@ def _tensor_problem(key, value):
 def _from_checkpoint(content, file, sha256):
     """The backbone of a checkpoint of train.py, without the hash layer."""
     network, weights = content["network"], _check_tensors(content["model"])
+    if content["preprocessing"] is None:
+        raise PretrainedError("a checkpoint that was trained on features; it has no backbone")
     return Pretrained(
         family="checkpoint of train.py",
         backbone=network["backbone"],

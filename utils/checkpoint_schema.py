@@ -49,6 +49,7 @@ NETWORK = schema.record(
         "width": schema.real(above=0, most=100),
         "shortcut": schema.one_of("A", "B", None),
         "dropout": schema.real(0, 1),
+        "feature_dim": schema.nullable(schema.whole(1, 2**24)),
     },
     others=_unknown,
 )
@@ -65,14 +66,17 @@ PREPROCESSING = schema.record(
     {"frame_size": schema.list_of(_pixels, 2, 2)},
     others=schema.plain,
 )
+_path = schema.nullable(schema.text)
 SETTINGS = schema.record(
-    {"frames": schema.text, "splits": schema.text, "seed": schema.whole(0, 2**63 - 1)},
+    {"frames": _path, "splits": _path, "seed": schema.whole(0, 2**63 - 1)},
+    {"features": _path},
     others=schema.plain,
 )
 DATA = schema.record(
     {},
     {
         "lists": schema.text,
+        "features": schema.text,
         "extraction": schema.nullable(schema.dict_of(schema.plain)),
         "processes": schema.whole(1),
     },
@@ -107,7 +111,7 @@ CHECKPOINT = schema.record(
         "format": schema.whole(1, FORMAT),
         "network": NETWORK,
         "model": schema.dict_of(tensor),
-        "preprocessing": PREPROCESSING,
+        "preprocessing": schema.nullable(PREPROCESSING),
         "classes": schema.list_of(schema.text, least=1),
     },
     {
@@ -118,6 +122,18 @@ CHECKPOINT = schema.record(
         "epoch": schema.whole(),
         "val_map": _number,
     },  # "training" is checked when it is used: that of the first versions has other keys
+)
+# What a network of each kind of input needs beyond that.
+OF_CLIPS = schema.record(
+    {"preprocessing": PREPROCESSING},
+    {"settings": schema.record({"frames": schema.text, "splits": schema.text})},
+)
+OF_FEATURES = schema.record(
+    {
+        "network": schema.record({"feature_dim": schema.whole(1, 2**24)}),
+        "preprocessing": schema.one_of(None),
+    },
+    {"settings": schema.record({"features": schema.text})},
 )
 
 
@@ -136,6 +152,10 @@ def check_content(content, needed=()):
     """
     schema.record(dict.fromkeys(needed))(content, "content")
     CHECKPOINT(content, "content")
+    if content["network"]["backbone"] == "features":
+        OF_FEATURES(content, "content")
+        return
+    OF_CLIPS(content, "content")
     preprocessing = content["preprocessing"]
     height, width = preprocessing.get("frame_size", (1, 1))
     side, frames = preprocessing["size"], preprocessing["clip_frames"]
