@@ -331,7 +331,7 @@ def query_videos(device, args):
     if args.json:
         print(json.dumps(searches, indent=2))
     else:
-        print("\n".join(format_search(found) for found in searches), end="")
+        print("".join(map(format_search, searches)), end="")
     return int(num_failed > 0)
 
 

@@ -71,7 +71,7 @@ def limit_search(index, query, options):
         limits.append(f"path NOT IN ({join_names(own)})")
         copies -= own
     if options.class_name is not None:
-        limits.append(f"class = {quote(options.class_name)}")
+        limits.append(f"class = {quote(encode_path(options.class_name))}")
         copies = set()
     if options.path is not None:
         limits.append(f"regexp_like(path, {quote(glob_to_regex(options.path))})")

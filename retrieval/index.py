@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from utils import schema
 from utils.errors import UserError
-from utils.files import similar_folder
+from utils.files import is_utf8, similar_folder
 
 # Processes that decode videos are forked, and never call Lance.
 warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
@@ -74,7 +74,7 @@ def table_schema(metadata):
             pa.field("path", pa.string(), nullable=False),
             pa.field("start", pa.float64(), nullable=False),  # seconds
             pa.field("end", pa.float64(), nullable=False),
-            pa.field("class", pa.string()),  # null: the folder of the video is no class
+            pa.field("class", pa.string()),  # encoded as paths; null: the folder is no class
             pa.field("size", pa.int64()),  # of the video, in bytes
             pa.field("mtime_ns", pa.int64()),
             pa.field("code", pa.binary((metadata["bits"] + 7) // 8), nullable=False),  # packed bits
@@ -84,7 +84,7 @@ def table_schema(metadata):
 
 
 def encode_path(path):
-    """A path as valid Unicode: an undecodable byte, such as 0xff, becomes "//ff"."""
+    """A path or class as valid Unicode: an undecodable byte, such as 0xff, becomes "//ff"."""
     if path.isascii():
         return path
     return "".join(
@@ -181,6 +181,7 @@ class Index:
         """
         try:
             path = decode_path(row["path"])
+            names = {"class": row["class"] and decode_path(row["class"])} if "class" in row else {}
         except ValueError:
             path = ""
         if not is_inside(path):
@@ -190,7 +191,14 @@ class Index:
             )
         if "end" in row and not 0 <= row["start"] < row["end"] < 2**53:
             raise damaged(self.location, f"a row has the times {row['start']} to {row['end']}")
-        return {**row, "path": path}
+        return {**row, **names, "path": path}
+
+
+def table_uri(location):
+    """The address of the table of an index for Lance, which takes UTF-8 only."""
+    if not is_utf8(location):
+        raise IndexFileError(f"{location}: its name is not UTF-8, as an index requires; rename it")
+    return f"{str(location).rstrip('/')}/{TABLE}"
 
 
 def is_remote(location):
@@ -200,13 +208,12 @@ def is_remote(location):
 
 def open_table(location, seal=None):
     """The Lance table of an index: the sealed version, verified; without a seal the newest."""
-    uri = f"{str(location).rstrip('/')}/{TABLE}"
     if not is_remote(location):
         check_is_index(location)
         if seal:
             verify(location, seal)
     with lance_errors(location):
-        return lance.dataset(uri, version=seal and seal["version"])
+        return lance.dataset(table_uri(location), version=seal and seal["version"])
 
 
 def read_metadata(table, location):

@@ -36,6 +36,7 @@ from retrieval.index import (
     read_seal,
     seal_checksum,
     table_schema,
+    table_uri,
 )
 from utils.files import file_lock, write_text
 
@@ -73,7 +74,7 @@ def open_for_update(folder, metadata):
         folder.mkdir(parents=True, exist_ok=True)
         with lance_errors(folder):
             empty = table_schema(metadata).empty_table()
-            return lance.write_dataset(empty, str(folder / TABLE))
+            return lance.write_dataset(empty, table_uri(folder))
     seal = read_seal(folder)
     read_metadata(open_table(folder, seal), folder)  # of files that are verified
     table = open_table(folder)  # a killed run may have left a later version without a seal
@@ -157,7 +158,7 @@ def describe_file(root, path):
 def delete_videos(folder, paths):
     """Delete all rows of the videos `paths`."""
     with lance_errors(folder):
-        table = lance.dataset(str(Path(folder) / TABLE))
+        table = lance.dataset(table_uri(folder))
         for first in range(0, len(paths), CHUNK):
             names = ", ".join(quote(encode_path(path)) for path in paths[first : first + CHUNK])
             table.delete(f"path IN ({names})")
@@ -177,7 +178,9 @@ class Appender:
 
     def add(self, rows):
         """rows: list of dicts with the columns of `table_schema`, all rows of a video."""
-        self.rows += [{**row, "path": encode_path(row["path"])} for row in rows]
+        for row in rows:
+            names = {key: row[key] and encode_path(row[key]) for key in ("path", "class")}
+            self.rows.append({**row, **names})
         if time.monotonic() - self.time >= APPEND_SECONDS:
             self.flush()
 
@@ -197,7 +200,7 @@ def append_table(folder, rows):
     """Append an Arrow table, with encoded paths and sorted by ORDER, and seal the new version."""
     with lance_errors(folder):
         options = {"mode": "append", "max_rows_per_file": FRAGMENT}
-        lance.write_dataset(rows, str(Path(folder) / TABLE), **options)
+        lance.write_dataset(rows, table_uri(folder), **options)
     seal(folder)
 
 
@@ -208,7 +211,7 @@ def seal(folder):
     """
     folder = Path(folder)
     with file_lock(folder / f"{TABLE}.lock", seconds=-1), lance_errors(folder):
-        table = lance.dataset(str(folder / TABLE))
+        table = lance.dataset(table_uri(folder))
         earlier = read_seal(folder) or {"files": {}}
         files = {}
         for name in version_files(folder, table):
@@ -237,7 +240,7 @@ def compact(folder):
     all before it: so a row is written again a few times only, and the number of fragments stays
     small. They keep their order of paths, and memory is bounded by FRAGMENT.
     """
-    uri = str(Path(folder) / TABLE)
+    uri = table_uri(folder)
     with lance_errors(folder):
         table = lance.dataset(uri)
         group = choose_fragments(table.get_fragments())
@@ -258,7 +261,7 @@ def clean(folder, is_alone):
     is_alone: whether no process is appending; then the files of killed runs are removed too.
     """
     with lance_errors(folder):
-        table = lance.dataset(str(Path(folder) / TABLE))
+        table = lance.dataset(table_uri(folder))
         table.cleanup_old_versions(older_than=KEPT, delete_unverified=is_alone)
 
 

@@ -130,7 +130,9 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     for result in found:
         results = result["results"]
         assert [r["rank"] for r in results] == [1, 2, 3, 4, 5] and results[0]["distance"] == 0
-        copies = [str(odd), str(first)] if result["path"] == str(odd) else [result["path"]]
+        copies = [result["path"]]
+        if result["path"] == str(odd):
+            copies = [str(odd), str(first), f"{videos}/\udcff.avi"]
         keys = [(r["distance"], r["path"] not in copies, r["path"]) for r in results]
         assert keys == sorted(keys), "copies of the query first, then in the order of the paths"
         assert result["path"] in [r["path"] for r in results if r["distance"] == 0]
@@ -146,7 +148,8 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     page = tmp_path / "page.html"
     assert json.loads(run_script(*command, "--top", 20, "--html", page).stdout) == whole
     text = run_script(*[word for word in command if word != "--json"], "--html", page).stdout
-    assert "\\nend" in text and len(text.splitlines()) == 5 * 12 + 5, "one line a result"
+    lines = [line for line in text.splitlines() if " tie at " not in line]
+    assert "\\nend" in text and len(lines) == 5 * 12 + 5, "one line a result"
     assert page.read_text().count("data:image/webp") == 5 + 50
 
 
