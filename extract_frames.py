@@ -52,7 +52,9 @@ def build_parser():
     parser = Parser(__doc__)
     add = parser.add
     add("--videos", required=True, type=Path, metavar="DIR", help="<DIR>/<class>/<video>")
-    add("--frames", required=True, type=Path, metavar="DIR", help="output; made if absent")
+    add(
+        "--frames", required=True, type=Path, metavar="DIR", help="output folder, created if needed"
+    )
     add(
         "--num-frames",
         type=number(int, least=0),

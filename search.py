@@ -42,7 +42,7 @@ def add_index_flags(parser):
     checkpoint = "best.pt or last.pt, or a run folder: its best.pt"
     add("--checkpoint", required=True, metavar="RUN", help=checkpoint)
     add("--videos", **folder, help="videos at any depth below it")
-    add("--output", **folder, help="the index; if it exists, it is updated")
+    add("--output", **folder, help="index folder; an index in it is updated")
     add(
         "--window",
         type=seconds_or_whole,
@@ -60,7 +60,7 @@ def add_query_flags(parser):
     count = number(int, least=1)
     start = {"type": number(float, least=0), "default": 0.0, "metavar": "SECONDS"}
     end = {"type": number(float, above=0), "metavar": "SECONDS"}
-    index = "--output of `search.py index`, also s3://...; several are searched as one"
+    index = "what `search.py index` wrote, also s3://...; several are searched as one"
     add("--index", required=True, nargs="+", metavar="DIR", help=index)
     add("--video", required=True, nargs="+", metavar="FILE", help="query videos")
     add("--videos", metavar="DIR", help="the folder of the indexed videos, if it was moved")
@@ -70,8 +70,8 @@ def add_query_flags(parser):
     path = "only videos whose path below their folder matches, such as 'holiday/*'"
     add("--path", metavar="GLOB", help=path)
     add("--exclude-query", action="store_true", help="omit the query itself from the results")
-    add("--start", **start, help="search with the video from this time")
-    add("--end", **end, help="search with the video up to this time; default: to its end")
+    add("--start", **start, help="use the query video from this time on")
+    add("--end", **end, help="use the query video up to this time (default: to its end)")
     rerank = "sort the nearest N by the distance of the real-valued query code (asymmetric)"
     add("--rerank", type=count, default=0, metavar="N", help=rerank)
     add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
@@ -84,7 +84,7 @@ def add_encoder_flags(parser):
     add = parser.add
     count = number(int, least=1)
     parser.group("speed")
-    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: a GPU if there is one")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     amp = "mixed precision on GPUs; CPUs use float32"
     add("--amp", action=BooleanOptionalAction, default=True, help=amp)
     add("--workers", type=count, default=processors(), help="processes that decode videos")
@@ -162,6 +162,11 @@ def load_encoder(path, device, amp):
     """The `Encoder` of the checkpoint at `path`. amp: whether to use mixed precision on a GPU."""
     checkpoint = load_checkpoint(path)
     preprocessing = checkpoint["preprocessing"]
+    if preprocessing is None:
+        raise CheckpointError(
+            f"{path}: was trained on features (--features), so it cannot encode videos; use a "
+            "checkpoint that was trained on frames"
+        )
     if "frame_size" not in preprocessing:
         raise CheckpointError(
             f"{path}: written by an early version, which did not record the size of the frames; "

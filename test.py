@@ -39,6 +39,8 @@ def build_parser():
     add("--untrained", action="store_true", help=untrained)
     add("--frames", metavar="DIR", help="frames, if they were moved after training")
     add("--splits", metavar="DIR", help="folder of the split lists, if it was moved")
+    features = "features, if they were moved after training with --features"
+    add("--features", metavar="FILE.npz", help=features)
 
     parser.group("metrics")
     add("--top-r", type=count, default=100, help="R of mAP@R")
@@ -46,17 +48,18 @@ def build_parser():
     add("--cutoffs", type=count, nargs="+", default=[1, 10, 100], metavar="N", help=cutoffs)
 
     parser.group("output")
-    output = "folder for the results; default: test in the run folder, results for several files"
+    output = "output folder (default: test in the run folder, or results for several files)"
     add("--output", metavar="DIR", help=output)
-    pictures = "number of queries, evenly spaced in the test list, in retrieval.png and --html"
-    add("--pictures", type=count_or_0, default=6, help=pictures)
+    pictures = "number of queries, evenly spaced in the test list, in retrieval.png and --html; "
+    pictures += "default: 6, none for features, which have no pictures"
+    add("--pictures", type=count_or_0, help=pictures)
     html = "also write retrieval.html: the same results as animated previews"
     add("--html", action="store_true", help=html)
     projector = "also write projector/ for TensorBoard: codes with classes and thumbnails"
     add("--projector", action="store_true", help=projector)
 
     parser.group("speed")
-    add("--device", help="cpu, cuda, cuda:1 or mps (Apple); default: a GPU if there is one")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     amp = "mixed precision on GPUs; CPUs use float32"
     add("--amp", action=BooleanOptionalAction, default=True, help=amp)
     add("--batch-size", type=count, default=32, help="clips per batch")
@@ -82,6 +85,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from datasets.features import FeatureDataset, hash_features, read_features
 from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader
 from datasets.splits import (
@@ -108,6 +112,7 @@ from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, is_utf8, write_text
 from utils.terminal import safe_streams
 
+DEFAULT_PICTURES = 6  # queries
 SHOWN_RESULTS = 10  # per query, in the pictures
 
 
@@ -115,7 +120,9 @@ SHOWN_RESULTS = 10  # per query, in the pictures
 
 
 def build_datasets(checkpoint, args):
-    """(queries, database): the FrameDatasets of the test list and of the training list."""
+    """(queries, database): the datasets of the test list and of the training list."""
+    if checkpoint["preprocessing"] is None:
+        return build_feature_datasets(checkpoint, args)
     settings, classes = checkpoint["settings"], checkpoint["classes"]
     frames, splits = args.frames or settings["frames"], Path(args.splits or settings["splits"])
     if read_classes(splits) != classes:
@@ -134,6 +141,45 @@ def build_datasets(checkpoint, args):
     check_frames(checkpoint, queries)
     check_lists(checkpoint, queries, database, splits, is_chosen=bool(args.splits))
     return queries, database
+
+
+def build_feature_datasets(checkpoint, args):
+    """(queries, database): the test and training videos of the file that --features named."""
+    settings, feature_dim = checkpoint["settings"], checkpoint["network"]["feature_dim"]
+    path, splits = args.features or settings["features"], args.splits or settings.get("splits")
+    (queries, val, database), classes = read_features(path, splits, ("test", "val", "train"))
+    if args.pictures or args.html or args.projector:
+        flags = "--pictures, --html and --projector"
+        raise UserError(f"{path}: features have no pictures; leave out {flags}")
+    if not len(queries) or not len(database):
+        raise SplitError(f"{path}: needs test videos, as queries, and training videos")
+    if queries.features.shape[1] != feature_dim:
+        raise UserError(
+            f"{path}: {queries.features.shape[1]} features per video, but the model was trained on "
+            f"{feature_dim}; use features of the same encoder"
+        )
+    if classes != checkpoint["classes"]:
+        raise SplitError(f"{path}: has other classes than the model was trained on")
+    check_features(checkpoint, queries, database, val, path, bool(args.features or args.splits))
+    return queries, database
+
+
+def check_features(checkpoint, queries, database, val, path, is_chosen):
+    """As `check_lists`. database, val: the datasets that the model was to be trained on."""
+    trained = set(queries.names) & set(checkpoint["videos"]["train"])
+    if trained:
+        raise UserError(
+            f"{path}: the model was trained on {len(trained)} of its {len(queries)} test videos, "
+            f"such as {min(trained)!r}; restore is_train, names and lists"
+        )
+    lists = ((dataset.names, dataset.labels) for dataset in (database, val))
+    found = {"lists": hash_lists(*lists), "features": hash_features(database, val)}
+    if all(checkpoint["data"].get(key) == value for key, value in found.items()):
+        return
+    problem = f"{path}: not the features or lists that the model was trained on"
+    if not is_chosen:
+        raise UserError(f"{problem}; restore them, or use --features {path} to test with these")
+    warn(problem)
 
 
 def check_frames(checkpoint, queries):
@@ -200,7 +246,8 @@ def warn(message):
 
 def encode_datasets(model, queries, database, checkpoint, device, args):
     """Approximate codes of both sets: the dict that `save_codes` takes, in every process."""
-    transform = partial(prepare, preprocessing=checkpoint["preprocessing"])
+    preprocessing = checkpoint["preprocessing"]  # None for features, which need none
+    transform = partial(prepare, preprocessing=preprocessing) if preprocessing else None
     encoder = build_encoder(model, transform, device, args.amp)
     items = {}
     for side, dataset in (("query", queries), ("database", database)):
@@ -254,12 +301,15 @@ def measure_checkpoint(path, name, folder, device, args):
 
 
 def write_results(folder, items, metrics, queries, database, classes, args):
-    """codes.npz and retrieval.png; with the flags of their names retrieval.html and projector/."""
+    """codes.npz and, for videos, retrieval.png; retrieval.html and projector/ with their flags."""
     save_codes(folder / "codes.npz", items)
-    data = find_examples(items, args.pictures), queries, database, classes
-    if args.pictures:
+    if isinstance(queries, FeatureDataset):
+        return
+    pictures = DEFAULT_PICTURES if args.pictures is None else args.pictures
+    data = find_examples(items, pictures), queries, database, classes
+    if pictures:
         draw_examples(folder / "retrieval.png", *data)
-    if args.pictures and args.html:
+    if pictures and args.html:
         scores = metrics["map_per_class"].items()
         write_examples_page(folder / "retrieval.html", *data, scores)
     if args.projector:

@@ -3,6 +3,7 @@ r"""Train a 3D network that gives videos of the same action similar hash codes.
     python train.py --config configs/ucf101.yaml
     python train.py --config configs/folder.yaml --frames data/mine/frames \
         --splits data/mine/splits --output runs/mine
+    python train.py --features features.npz --output runs/features
 
 The run folder receives last.pt (the newest state), best.pt (the best
 validation mAP), metrics.jsonl (a line per epoch) and TensorBoard files. The
@@ -30,9 +31,11 @@ import torch
 import yaml
 
 from datasets.cache import CachedDataset, build_cache
+from datasets.features import hash_features, read_features
 from datasets.frame_folders import median_seconds
 from datasets.frames import FrameDataset
 from datasets.loaders import build_loaders
+from datasets.samplers import fit_batch_shape
 from datasets.splits import (
     SplitError,
     check_disjoint,
@@ -43,7 +46,8 @@ from datasets.splits import (
 )
 from datasets.transforms import augment, prepare
 from losses import MINING
-from models import build_initial_model, describe_normalisation
+from losses.collapse import PATIENCE, advise, find_collapse
+from models import FEATURES, build_initial_model, build_model, describe_normalisation
 from reports.figures import precision_at_figure, precision_recall_figure
 from reports.run_log import RunLog, log_environment
 from retrieval.codes import binarize
@@ -60,11 +64,6 @@ from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, T
 
 NETWORK_FLAGS = ("backbone", "bits", "width", "shortcut", "dropout")
 CHECK_EVERY = 20  # steps between checks of the loss, since each waits for the GPU
-COLLAPSED = 0.02  # standard deviation of a bit over a batch below which all codes are equal
-COLLAPSE_ADVICE = (
-    "warning: the codes have collapsed: nearly all clips have the same code. Usual remedies: a "
-    "lower --lr, longer --warmup-epochs, --mining batch-all, more --classes-per-batch"
-)
 
 
 class TrainingError(UserError):
@@ -75,7 +74,12 @@ class TrainingError(UserError):
 
 
 def build_datasets(args, device):
-    """(training set, validation set, class names), from frame folders or from the cache."""
+    """(training set, validation set, class names), of features, frame folders or the cache."""
+    if args.features:
+        (train_set, val_set), classes = read_features(args.features, args.splits)
+        if not len(train_set):
+            raise SplitError(f"{args.features}: no training videos")
+        return train_set, val_set, classes
     splits = Path(args.splits)
     classes = read_classes(splits)
     datasets = []
@@ -110,13 +114,27 @@ def check_clip_frames(dataset, args):
         )
 
 
+def fit_batches(args, labels):
+    """Change P and K of `args`, unless they are on the command line, to fit the classes."""
+    before = args.classes_per_batch, args.clips_per_class
+    flags = {"P": "--classes-per-batch", "K": "--clips-per-class"}
+    fixed = {letter for letter, flag in flags.items() if flag in args.given}
+    shape = fit_batch_shape(labels, *before, fixed, distributed.world_size())
+    if shape != before and args.batches == "balanced":
+        args.classes_per_batch, args.clips_per_class = shape
+        print_main(f"batches of {shape[0]} classes x {shape[1]} clips, to fit the training list")
+
+
 def describe_data(train_set, val_set, args):
     """What the batches depend on, apart from the flags: a dict that must be equal to resume."""
-    lists = [(dataset.names, dataset.labels) for dataset in (train_set, val_set)]
+    lists = hash_lists(*((dataset.names, dataset.labels) for dataset in (train_set, val_set)))
+    if args.features:
+        features = hash_features(train_set, val_set)
+        return {"lists": lists, "features": features, "processes": distributed.world_size()}
     extraction = train_set.extraction or {"num_frames": None}
     is_cached = args.cache != "none"
     return {
-        "lists": hash_lists(*lists),
+        "lists": lists,
         "frame size": list(train_set.frame_size[:2]),
         "extraction": train_set.extraction,
         "frames per video": args.cache_frames if is_cached else extraction["num_frames"],
@@ -124,17 +142,20 @@ def describe_data(train_set, val_set, args):
     }
 
 
-def build_transforms(args, frame_size, normalisation):
+def build_transforms(args, train_set, normalisation):
     """(preprocessing, training transform, test transform).
 
     The transforms turn uint8 clips (B, T, H, W, 3) into float32 (B, 3, T, S, S); preprocessing is
-    the dict that test.py and search.py need to do the same.
+    the dict that test.py and search.py need to do the same. Features stay as they are.
     """
+    if args.features:
+        return None, keep_features, keep_features
     preprocessing = {
         "clip_frames": args.clip_frames,
-        "frame_size": list(frame_size[:2]),
+        "frame_size": list(train_set.frame_size[:2]),
         "size": args.size,
         "crop": args.crop,
+        "input": args.input,
         **normalisation,
     }
     train_transform = partial(
@@ -145,6 +166,11 @@ def build_transforms(args, frame_size, normalisation):
         colour_jitter=args.colour_jitter,
     )
     return preprocessing, train_transform, partial(prepare, preprocessing=preprocessing)
+
+
+def keep_features(features, generator=None):
+    """The transform of features, which need none."""
+    return features
 
 
 # ==== an epoch ====
@@ -197,7 +223,7 @@ def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints,
     bar = progress(loader, title, batches, "batch", leave=False, initial=state.batch)
     ddp_model.train()
     started, first_batch, rates = time.perf_counter(), state.batch, {}
-    for clips, labels in bar:  # (B, T, H, W, 3) uint8, (B,)
+    for clips, labels in bar:  # (B, T, H, W, 3) uint8 or features (B, D), (B,)
         step = state.epoch * batches + state.batch
         seed_step(args.seed, step, generator)
         clips = transform(clips.to(device, non_blocking=True), generator=generator)
@@ -222,12 +248,30 @@ def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints,
     return summarise(state.totals, batches, rates, clips_seen / (time.perf_counter() - started))
 
 
+def watch_collapse(record, epochs_before, args):
+    """Warn of a collapse, or raise TrainingError; returns for how many epochs it has lasted.
+
+    record: of the epoch. epochs_before: for how many epochs before it the collapse had lasted.
+    """
+    names = "code_spread", "active_fraction", "loss"
+    sign = find_collapse(*(record[f"train/{name}"] for name in names), args.margin)
+    if sign is None or record["epoch"] < args.warmup_epochs:
+        return 0
+    epochs = epochs_before + 1
+    if epochs % PATIENCE == 0 or record["epoch"] + 1 == args.epochs:
+        message = f"the codes have collapsed: {sign}, for {epochs} epochs; try {advise(args)}"
+        if args.stop_when_collapsed and epochs >= PATIENCE:
+            raise TrainingError(f"{message}; then rerun with --restart")
+        print_main(f"warning: {message}")
+    return epochs
+
+
 def summarise(totals, batches, rates, clips_per_second):
     """The sums over the `batches` of an epoch as means, with the learning rates of its end."""
     loss, active, valid, magnitude, spread = totals
     return {
         "train/loss": loss / batches,
-        "train/active_share": active / max(valid, 1),
+        "train/active_fraction": active / max(valid, 1),
         "train/code_magnitude": magnitude / batches,
         "train/code_spread": spread / batches,
         "train/clips_per_second": clips_per_second,
@@ -279,8 +323,9 @@ def validate(model, eval_loaders, transform, device, args):
 
 def run_settings(args):
     """The flags as plain values, with absolute paths, as checkpoints hold them."""
-    absolute = {key: os.path.abspath(getattr(args, key)) for key in ("frames", "splits", "output")}
-    return {**vars(args), **absolute}
+    paths = {key: getattr(args, key) for key in ("frames", "splits", "features", "output")}
+    absolute = {key: path and os.path.abspath(path) for key, path in paths.items()}
+    return {key: value for key, value in vars(args).items() if key != "given"} | absolute
 
 
 def open_run(checkpoints, device, args):
@@ -317,7 +362,7 @@ def log_epoch(log, record, metrics, args):
     """Write an epoch to metrics.jsonl, TensorBoard and the terminal."""
     line = (
         f"epoch {record['epoch'] + 1:3}/{args.epochs}  loss {record['train/loss']:8.4f}  "
-        f"active {record['train/active_share']:6.1%}  "
+        f"active {record['train/active_fraction']:6.1%}  "
         f"{record['train/clips_per_second']:6.1f} clips/s"
     )
     if metrics:
@@ -330,28 +375,48 @@ def log_epoch(log, record, metrics, args):
         log.add_figure("val/precision_recall", precision_recall_figure(curves), record["epoch"])
         log.add_figure("val/precision_at", precision_at_figure(curves), record["epoch"])
     print_main(line)
-    if record["train/code_spread"] < COLLAPSED:
-        print_main(COLLAPSE_ADVICE)
 
 
 def describe_run(model, device, train_set, val_set, classes, args):
     """One line for the terminal: the model and the data."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    network = f"{train_set.features.shape[1]} features" if args.features else args.backbone
     return (
-        f"{args.backbone}, {args.bits} bits, {parameters:.1f} M parameters on {device}; "
-        f"{len(train_set)} training and {len(val_set)} validation clips of {len(classes)} classes"
+        f"{network}, {args.bits} bits, {parameters:.1f} M parameters on {device}; "
+        f"{len(train_set)} training and {len(val_set)} validation "
+        f"{'videos' if args.features else 'clips'} of {len(classes)} classes"
     )
+
+
+def describe_end(folder, val_set):
+    """The last line for the terminal: the checkpoints, and what to run next."""
+    last, best = folder / "last.pt", folder / "best.pt"
+    same = "" if len(val_set) else " (the same: there is no validation list)"
+    return f"saved {best} and {last}{same}; next: python test.py --checkpoint {best}"
 
 
 # ==== main ====
 
 
-def prepare_model(args, device):
+def prepare_feature_model(features, args, device):
+    """As `prepare_model`, for features (N, D): no backbone, and no normalisation of frames."""
+    torch.manual_seed(args.seed)
+    network = {"backbone": FEATURES, "bits": args.bits, "dropout": args.dropout}
+    network["feature_dim"] = features.shape[1]
+    model = build_model(**network)
+    model.backbone.fit(features)
+    to_device(model, device)
+    return model, {"network": network, "pretrained": None}, None
+
+
+def prepare_model(train_set, args, device):
     """(model on `device`, what checkpoints hold about it, what the input must be normalised by)."""
+    if args.features:
+        return prepare_feature_model(train_set.features, args, device)
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
     model, settings, normalisation, source = build_initial_model(
-        settings, args.pretrained, args.normalisation
+        settings, args.pretrained, args.normalisation, args.input
     )
     if args.sync_batch_norm:
         if device.type != "cuda":
@@ -385,13 +450,14 @@ def main(args):
 
     # ==== data ====
     train_set, val_set, classes = build_datasets(args, device)
+    fit_batches(args, train_set.labels)
     world = distributed.rank(), distributed.world_size()
     train_loader, *eval_loaders = build_loaders(train_set, val_set, args, *world)
 
     # ==== model ====
-    model, metadata, normalisation = prepare_model(args, device)
+    model, metadata, normalisation = prepare_model(train_set, args, device)
     preprocessing, train_transform, test_transform = build_transforms(
-        args, train_set.frame_size, normalisation
+        args, train_set, normalisation
     )
     ddp_model = distributed.data_parallel(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
@@ -408,7 +474,7 @@ def main(args):
         "settings": run_settings(args),
         "data": describe_data(train_set, val_set, args),
         "videos": {"train": train_set.names, "val": val_set.names},
-        "clip_seconds": median_seconds(args.frames, train_set.names),
+        "clip_seconds": args.frames and median_seconds(args.frames, train_set.names),
     }
     checkpoints = RunCheckpoints(args.output, state, metadata)
     log = open_run(checkpoints, device, args)
@@ -416,6 +482,7 @@ def main(args):
     print_main(describe_run(model, device, train_set, val_set, classes, args))
 
     # ==== loop ====
+    collapsed = 0  # epochs in a row
     while state.epoch < args.epochs:
         train_loader.batch_sampler.set_position(state.epoch, state.batch)
         record = {"epoch": state.epoch}
@@ -423,6 +490,7 @@ def main(args):
             state, ddp_model, train_loader, train_transform, criterion, checkpoints, timer, args
         )
         check_weights(state, (state.epoch + 1) * len(train_loader), args)
+        collapsed = watch_collapse(record, collapsed, args)
         is_last = state.epoch + 1 == args.epochs
         is_best, metrics, nearest = is_last and not len(val_set), None, None
         if len(val_set) and (is_last or (state.epoch + 1) % args.eval_every == 0):
@@ -435,8 +503,7 @@ def main(args):
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
             checkpoints.save_best(nearest)
         checkpoints.save_last()
-    last, best = checkpoints.folder / "last.pt", checkpoints.folder / "best.pt"
-    print_main(f"saved {best} and {last}; next: python test.py --checkpoint {best}")
+    print_main(describe_end(checkpoints.folder, val_set))
 
 
 if __name__ == "__main__":

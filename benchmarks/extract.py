@@ -1,7 +1,7 @@
 """Videos per second of extract_frames.py beside the usual ways, one process each.
 
     python -m benchmarks.extract --videos FOLDER    # <FOLDER>/<class>/<video>
-    python -m benchmarks.extract                    # draws 40 small videos first
+    python -m benchmarks.extract                    # draws 40 videos first
 
 - ffmpeg program: every frame of a video as a JPEG of 320x240, as the tools of
   TSN and Hara et al. do; only where the program is installed.

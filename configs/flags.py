@@ -4,6 +4,7 @@ This file imports no PyTorch, so that --help and mistakes are answered at once; 
 its choices with the registries of models/ and losses/.
 """
 
+import sys
 from argparse import BooleanOptionalAction
 
 from utils.argtypes import folder_name, number, processors
@@ -16,33 +17,64 @@ NORMALISATIONS = (
     *("kinetics400", "hara2018", "hara2017"),
     *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2"),
 )
+INPUTS = ("rgb", "motion")
 CACHE_LOCATIONS = ("none", "disk", "ram", "device")
 MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 
 # Flags that may differ when a run is resumed: they do not change what is learnt.
-PATHS = ("config", "frames", "splits", "output", "cache_folder")
+PATHS = ("config", "frames", "splits", "features", "output", "cache_folder")
 SPEED = ("workers", "threads", "device", "cache", "cache_frames")
-SAVING = ("restart", "save_minutes", "save_steps", "eval_every")
+SAVING = ("restart", "save_minutes", "save_steps", "eval_every", "stop_when_collapsed")
 FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
+
+# Flags without a meaning for features, which no network of ours computes.
+OF_VIDEOS = (
+    *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
+    *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
+    *("clip_frames", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("cache", "cache_frames", "cache_folder"),
+)
 
 
 def parse_train_flags(doc, argv=None):
-    """The flags of train.py with those of its --config: argparse.Namespace, checked."""
+    """The flags of train.py with those of its --config: argparse.Namespace, checked.
+
+    Its "given" is the set of the flags on the command line, such as "--lr".
+    """
     parser = build_parser(doc)
     args = parse_args(parser, argv)
+    check_data(parser, args)
     if args.crop_scale[0] > args.crop_scale[1]:
         parser.error("--crop-scale: LEAST must not be above MOST")
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
+    if args.input == "motion" and args.clip_frames < 2:
+        parser.error("--input motion needs --clip-frames of at least 2")
     args.margin = args.margin or args.bits / 8
+    words = sys.argv[1:] if argv is None else argv
+    args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
     return args
+
+
+def check_data(parser, args):
+    """End with a message unless the flags name either frames and lists, or features."""
+    if args.features is None:
+        missing = [f"--{name}" for name in ("frames", "splits") if getattr(args, name) is None]
+        if missing:
+            parser.error(f"the following arguments are required: {', '.join(missing)}")
+        return
+    for name in OF_VIDEOS:
+        if getattr(args, name) != parser.flags[name].default:
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag} is for videos; leave it out, or leave out --features")
 
 
 def build_parser(doc=None):
     """A `utils.config.Parser` with all flags of train.py."""
     usage = [
         "%(prog)s --config FILE [other flags]",
-        "%(prog)s --frames FOLDER --splits FOLDER --output FOLDER [other flags]",
+        "%(prog)s --frames DIR --splits DIR --output DIR [other flags]",
+        "%(prog)s --features FILE.npz --output DIR [other flags]",
     ]
     parser = Parser(doc)
     for add_flags in (
@@ -53,6 +85,7 @@ def build_parser(doc=None):
         add_optimisation_flags,
         add_clip_flags,
         add_run_flags,
+        add_saving_flags,
     ):
         add_flags(parser)
     parser.usage = "\n       ".join(usage)
@@ -63,17 +96,24 @@ def add_paths(parser):
     add = parser.add
     parser.group("config")
     add("--config", metavar="FILE", help="YAML file of flags; command-line flags override it")
-    parser.group("required, here or in --config")
-    folder = {"required": True, "type": folder_name, "metavar": "FOLDER"}
+    parser.group("data and output, here or in --config")
+    folder = {"type": folder_name, "metavar": "DIR"}
     add("--frames", **folder, help="what extract_frames.py wrote")
     add("--splits", **folder, help="what make_splits.py wrote")
-    add("--output", **folder, help="run folder; an interrupted run in it is resumed")
+    add(
+        "--features",
+        metavar="FILE.npz",
+        help="features of any encoder instead of frames: train only the hash layer on its arrays "
+        "features, labels and is_train, or features and names with --splits; docs/data.md",
+    )
+    help_output = "run folder; an interrupted run in it is resumed"
+    add("--output", **folder, required=True, help=help_output)
 
 
 def add_model_flags(parser):
     add = parser.add
     parser.group("model")
-    add("--backbone", choices=BACKBONES, default="r3d18", help="docs/models.md has their cost")
+    add("--backbone", choices=BACKBONES, default="r3d18", help="docs/models.md compares their cost")
     add("--bits", type=number(int, least=1), default=64, help="length of the hash code")
     add(
         "--width",
@@ -84,14 +124,14 @@ def add_model_flags(parser):
     add(
         "--shortcut",
         choices=("A", "B"),
-        help="of ResNets where the size changes: A zero padding, B 1x1x1 convolution; default: "
-        "that of the pretrained weights, else B",
+        help="shortcut of a ResNet where the size changes: A pads with zeros, B is a 1x1x1 "
+        "convolution (default: that of the pretrained weights, else B)",
     )
     add(
         "--dropout",
         type=number(float, least=0, below=1),
         default=0.0,
-        help="probability before the hash layer; 0.5 suits C3D",
+        help="dropout probability before the hash layer; 0.5 suits C3D",
     )
 
 
@@ -141,12 +181,12 @@ def add_loss_flags(parser):
         "--distance",
         choices=DISTANCES,
         default="hamming",
-        help="between approximate codes: relaxed Hamming (in bits), squared Euclidean or Euclidean",
+        help="distance of approximate codes: relaxed Hamming, squared Euclidean or Euclidean",
     )
     add(
         "--margin",
         type=number(float, above=0),
-        help="in units of the distance (default: bits / 8 for --distance hamming)",
+        help="margin, in units of the distance (default: bits / 8 for --distance hamming)",
     )
     add(
         "--average",
@@ -161,13 +201,21 @@ def add_loss_flags(parser):
         help="balanced: P classes with K clips each; random: P x K clips of any class",
     )
     two_or_more = number(int, least=2)
-    add("--classes-per-batch", type=two_or_more, default=32, metavar="P", help="P, 2 or more")
+    add(
+        "--classes-per-batch",
+        type=two_or_more,
+        default=32,
+        metavar="P",
+        help="number of classes in a batch, 2 or more; unless it is on the command line, at most "
+        "the number of classes that there are",
+    )
     add(
         "--clips-per-class",
         type=two_or_more,
         default=4,
         metavar="K",
-        help="K, 2 or more; the batch has P x K clips",
+        help="number of clips of each class, 2 or more; a batch has P x K clips. Unless it is on "
+        "the command line, K grows to fill the batch where there are fewer than P classes",
     )
 
 
@@ -176,32 +224,33 @@ def add_optimisation_flags(parser):
     parser.group("optimisation")
     at_least_0 = number(float, least=0)
     add("--epochs", type=number(int, least=1), default=100, help="passes over the training list")
-    add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="sgd: Nesterov momentum")
+    add("--optimizer", choices=("sgd", "adamw"), default="adamw", help="sgd has Nesterov momentum")
     add(
         "--lr",
         type=number(float, above=0),
         default=0.001,
         help="highest learning rate; 0.001 to 0.002 for adamw, 0.01 for sgd",
     )
-    add("--momentum", type=number(float, least=0, below=1), default=0.9, help="of sgd")
+    add("--momentum", type=number(float, least=0, below=1), default=0.9, help="momentum of sgd")
     add(
         "--weight-decay",
         type=at_least_0,
         default=0.05,
-        help="not for biases and batch normalisation; about 0.05 for adamw, 0.0005 for sgd",
+        help="of all parameters but biases and batch normalisation; about 0.05 for adamw, 0.0005 "
+        "for sgd",
     )
     add(
         "--schedule",
         choices=("cosine", "step", "constant"),
         default="cosine",
-        help="of the learning rate after the warm-up",
+        help="learning rate after the warm-up",
     )
     add("--warmup-epochs", type=at_least_0, default=5.0, help="linear warm-up from zero")
     add(
         "--step-epochs",
         type=number(int, least=1),
         default=40,
-        help="with --schedule step: divide the learning rate by 10 after so many epochs",
+        help="with --schedule step: divide the learning rate by 10 every N epochs",
     )
     add("--clip-gradient", type=at_least_0, default=5.0, help="largest gradient norm; 0: no limit")
     add("--eval-every", type=number(int, least=1), default=5, help="epochs between validations")
@@ -212,7 +261,19 @@ def add_clip_flags(parser):
     parser.group("clips and augmentation")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
-    add("--size", type=at_least_1, default=112, help="height and width of the input, pixels")
+    add(
+        "--input",
+        choices=INPUTS,
+        default="rgb",
+        help="rgb: the frames; motion: the differences of consecutive frames, which show movement "
+        "and hide a still background; for few clips of a fixed camera",
+    )
+    add(
+        "--size",
+        type=number(int, least=16),
+        default=112,
+        help="height and width of the input, pixels",
+    )
     add(
         "--crop",
         type=ratio,
@@ -253,7 +314,7 @@ def add_run_flags(parser):
         default=0,
         help="random seed for weights, batches and augmentation",
     )
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: cuda if there is a GPU, else cpu)")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     add(
         "--workers",
         type=number(int, least=0),
@@ -269,7 +330,7 @@ def add_run_flags(parser):
     )
     at_least_1 = number(int, least=1)
     add("--cache-frames", type=at_least_1, default=32, help="frames per video in the cache")
-    add("--cache-folder", help="folder of cache files (default: .cache in --frames)")
+    add("--cache-folder", metavar="DIR", help="folder of cache files (default: .cache in --frames)")
     add("--amp", action=switch, default=True, help="mixed precision on GPUs; CPUs use float32")
     add("--compile", action=switch, default=False, help="torch.compile: slow start, faster steps")
     add(
@@ -284,10 +345,27 @@ def add_run_flags(parser):
         default=False,
         help="repeat runs bit for bit where PyTorch can; docs/scale.md says where it cannot",
     )
+
+
+def add_saving_flags(parser):
+    add = parser.add
+    parser.group("checkpoints and stopping")
     add(
         "--save-minutes",
         type=number(float, least=0),
         default=10.0,
         help="save a checkpoint this often within an epoch; 0: only after epochs",
     )
-    add("--save-steps", type=number(int, least=0), default=0, help="the same, counted in steps")
+    add(
+        "--save-steps",
+        type=number(int, least=0),
+        default=0,
+        help="also save every N steps; 0: never",
+    )
+    add(
+        "--stop-when-collapsed",
+        action=BooleanOptionalAction,
+        default=False,
+        help="stop a training that has learnt nothing in 10 epochs after the warm-up, instead of "
+        "only warning",
+    )

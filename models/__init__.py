@@ -6,6 +6,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from models.c3d import C3D
+from models.features import StandardisedFeatures
 from models.hashing import HashingNetwork
 from models.pretrained import fill_backbone, load_pretrained
 from models.pretrained_formats import KINETICS, NORMALISATIONS, describe_normalisation
@@ -22,15 +23,18 @@ BACKBONES = {
     "r3d18": partial(ResNet3D, blocks=(2, 2, 2, 2), stem="r3d"),
     "r3d34": partial(ResNet3D, blocks=(3, 4, 6, 3), stem="r3d"),
 }
+FEATURES = "features"  # in place of a backbone: the input are features (B, D) instead of clips
 
 
-def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0):
-    """The network from clips to approximate hash codes, with random weights.
+def build_model(backbone, bits, *, width=1.0, shortcut="B", dropout=0.0, feature_dim=None):
+    """The network from clips, or features, to approximate hash codes, with random weights.
 
-    backbone: a key of BACKBONES. bits: K >= 1. width: factor on every channel count.
+    backbone: a key of BACKBONES, or FEATURES. bits: K >= 1. width: factor on every channel count.
     shortcut: "A" or "B", for ResNets only. dropout: probability, before the hash layer and, in
-    C3D, after fc6.
+    C3D, after fc6. feature_dim: D, for FEATURES only.
     """
+    if backbone == FEATURES:
+        return HashingNetwork(StandardisedFeatures(feature_dim), bits, dropout=dropout)
     options = {"width": width}
     if backbone == "c3d":
         options["dropout"] = dropout
@@ -55,7 +59,7 @@ def build_saved_model(checkpoint, path):
     path: for the message.
     """
     network = checkpoint["network"]
-    if network["backbone"] not in BACKBONES:
+    if network["backbone"] not in (*BACKBONES, FEATURES):
         raise CheckpointError(
             f"{path}: unknown backbone {show(network['backbone'])}; known: {', '.join(BACKBONES)}"
         )
@@ -68,12 +72,13 @@ def build_saved_model(checkpoint, path):
     return build_model(**network)
 
 
-def build_initial_model(settings, pretrained=None, normalisation=None):
+def build_initial_model(settings, pretrained=None, normalisation=None, clip_input="rgb"):
     """The network that training starts from: `build_model`, and pretrained weights if wanted.
 
     settings: arguments of `build_model`; shortcut None means what the weights need, otherwise B.
     pretrained: name or path for `load_pretrained`; None or "none" for random weights.
-    normalisation: a key of NORMALISATIONS; None for that of the weights.
+    normalisation: a key of NORMALISATIONS; None for that of the weights. clip_input: "rgb" or
+    "motion", which must be what the weights were trained on.
     Returns (model, the settings used, normalisation of the input, source of the weights or None).
     Raises UserError where the weights contradict the settings.
     """
@@ -82,6 +87,11 @@ def build_initial_model(settings, pretrained=None, normalisation=None):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
         return build_model(**settings), settings, chosen or KINETICS, None
     weights = load_pretrained(pretrained, settings["shortcut"])
+    if weights.clip_input != clip_input:
+        raise UserError(
+            f"--input {clip_input}: the weights of --pretrained {pretrained} were trained on "
+            f"{weights.clip_input}; use --input {weights.clip_input} or --pretrained none"
+        )
     for key in ("backbone", "width", "shortcut"):
         needed, given = getattr(weights, key), settings[key]
         if given != needed and None not in (given, needed):
@@ -96,6 +106,7 @@ def build_initial_model(settings, pretrained=None, normalisation=None):
 
 __all__ = [
     "BACKBONES",
+    "FEATURES",
     "KINETICS",
     "NORMALISATIONS",
     "HashingNetwork",

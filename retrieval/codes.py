@@ -1,15 +1,10 @@
 """Hash codes: from real values to bits, and .npz files with the codes and labels of any system."""
 
-import io
-import os
-import zipfile
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_arrays
 
 SETS = ("query", "database")
 
@@ -52,7 +47,9 @@ def load_codes(path, bits=None):
     and `database_labels` int64 (Q,), (N,) or bool (Q, L), (N, L) tensors, and the names that the
     file has, as lists of strings. Raises UserError with one line.
     """
-    arrays = read_arrays(path)
+    required = [f"{side}_{kind}" for kind in ("codes", "labels") for side in SETS]
+    optional = [f"{side}_names" for side in SETS]
+    arrays = read_arrays(path, required, optional, "codes and labels")
     try:
         codes = [arrays[f"{side}_codes"] for side in SETS]
         for side, array in zip(SETS, codes, strict=True):
@@ -70,54 +67,6 @@ def load_codes(path, bits=None):
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return result
-
-
-def read_arrays(path):
-    """The arrays that `load_codes` uses, as a dict."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; expected an .npz file of codes and labels")
-    required = [f"{side}_{kind}" for kind in ("codes", "labels") for side in SETS]
-    known = required + [f"{side}_names" for side in SETS]
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = {name: f"{name}.npy" for name in known if f"{name}.npy" in file.namelist()}
-            size = sum(file.getinfo(member).file_size for member in members.values())
-            if 2 * size > physical_memory():
-                raise MemoryError
-            arrays = {name: read_array(file, member) for name, member in members.items()}
-    except MemoryError:
-        raise UserError(f"{path}: its arrays do not fit into memory") from None
-    except PermissionError as error:
-        raise UserError(str(error)) from None
-    except Exception:  # zipfile and NumPy raise all kinds for files that are not .npz or damaged
-        raise UserError(
-            f"{path}: damaged or not an .npz file of plain arrays; write it with np.savez, without "
-            "objects"
-        ) from None
-    missing = [name for name in required if name not in arrays]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing; required are {', '.join(required)}")
-    return arrays
-
-
-def physical_memory():
-    """Bytes of memory of this machine; no limit where the system does not say."""
-    if not hasattr(os, "sysconf"):
-        return float("inf")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def read_array(file, member):
-    """The array of a member of a ZipFile. Raises an exception if a single bit of it is wrong.
-
-    It is read to its end, since zipfile compares checksums only there. NumPy would stop before if a
-    damaged header names a smaller array.
-    """
-    content = io.BytesIO(file.read(member))
-    array = np.lib.format.read_array(content, allow_pickle=False)
-    if content.read(1):
-        raise ValueError(f"{member} is longer than its array")
-    return array
 
 
 def check_codes(name, codes):

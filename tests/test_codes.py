@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval import codes as codes_module
 from retrieval.codes import binarize, load_codes, save_codes
+from utils import files
 from utils.errors import UserError
 
 BITS = np.random.default_rng(0).random((9, 12)) < 0.5
@@ -216,7 +216,7 @@ def test_an_array_that_claims_more_than_the_memory_is_refused(tmp_path):
 
 def test_a_file_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "codes.npz", np.where(np.ones((2000, 500)), 1.0, -1.0), np.zeros(2000))
-    monkeypatch.setattr(codes_module, "physical_memory", lambda: 15_000_000)
+    monkeypatch.setattr(files, "_physical_memory", lambda: 15_000_000)
     with pytest.raises(UserError, match="do not fit into memory"):
         load_codes(path)
 

@@ -29,7 +29,8 @@ def parser():
     parser.add("--config", help="YAML file")
     parser.add("--frames", required=True, help="folder")
     parser.add("--batch-size", type=number(int, least=1), default=8, help="clips")
-    parser.add("--size", type=int, nargs=2, default=[128, 171], help="pixels")
+    size = {"type": int, "nargs": 2, "default": [128, 171], "metavar": ("HEIGHT", "WIDTH")}
+    parser.add("--size", **size, help="pixels")
     parser.add("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror")
     parser.add("--mode", choices=("a", "b"), default="a", help="mode")
     return parser
@@ -121,7 +122,14 @@ def test_text_is_taken_as_it_is_written(parser, tmp_path):
 def test_a_missing_file_is_refused(parser, capsys):
     with pytest.raises(SystemExit):
         parse_args(parser, ["--config", "nowhere.yaml"])
-    assert "nowhere.yaml" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("--config nowhere.yaml: no such file; see --help\n")
+
+
+def test_a_missing_file_is_refused_with_a_similar_one(parser, tmp_path, capsys):
+    (tmp_path / "demo.yaml").touch(), (tmp_path / "other.yaml").touch()
+    with pytest.raises(SystemExit):
+        parse_args(parser, ["--config", f"{tmp_path}/demo.yml"])
+    assert f"no such file; did you mean {tmp_path}/demo.yaml?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -132,7 +140,9 @@ def test_a_missing_file_is_refused(parser, capsys):
         (["--frame", "x"], "unknown flag --frame; did you mean --frames?"),
         (["--frames", "x", "y"], "unexpected argument 'y'"),
         (["configs/demo.yaml"], "did you mean --config configs/demo.yaml?"),
+        (["--confg", "configs/demo.yaml"], "unknown flag --confg; did you mean --config?"),
         (["--batch-size", "nan"], "must be a whole number"),
+        (["--size", "4"], "--size: expected HEIGHT WIDTH; see"),
     ],
 )
 def test_wrong_flags_end_in_one_line(parser, flags, message, capsys):
@@ -164,6 +174,7 @@ def test_help_fits_80_columns_and_names_every_default(parser, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "argv", ["search.py"])
     assert "(default: 128 171)" in parser.format_help()
+    assert "--batch-size N " in parser.format_help()
     parsers = [parser, flags.build_parser(train.__doc__), test.build_parser()]
     parsers += [search.build_parser(), *search.build_parser().commands.values()]
     parsers += [extract_frames.build_parser(), make_splits.build_parser()]
@@ -185,7 +196,7 @@ def test_the_defaults_are_those_of_ucf101_without_its_weights():
     defaults = vars(flags.parse_train_flags(None, required))
     config = vars(flags.parse_train_flags(None, ["--config", "configs/ucf101.yaml"]))
     different = {key for key in defaults if defaults[key] != config[key]}
-    paths = {"config", "frames", "splits", "output"}
+    paths = {"config", "frames", "splits", "output", "given"}
     assert different == paths | {"pretrained", "backbone_lr_factor"}
 
 

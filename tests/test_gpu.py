@@ -89,7 +89,7 @@ def trained(data, tmp_path_factory):
     flags = "--epochs 20 --eval-every 20 --optimizer adamw --lr 0.002 --cache device"
     run(*training(data, output, *flags.split()))
     logged = check_run(output, epochs=20)
-    assert logged[-1]["train/active_share"] < logged[0]["train/active_share"]
+    assert logged[-1]["train/active_fraction"] < logged[0]["train/active_fraction"]
     return output
 
 

@@ -35,6 +35,7 @@ def number(kind, *, least=None, above=None, most=None, below=None):
             raise argparse.ArgumentTypeError(f"must be {wanted}, not {show(text)}")
         return value
 
+    parse.metavar = {int: "N", float: "X"}[kind]  # in the help
     return parse
 
 

@@ -4,7 +4,7 @@ import torch
 
 from utils import schema
 
-FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
+FORMAT = 2  # raised when a checkpoint of this code can no longer be read by older code
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
 MOST_PIXELS = 2**30  # of a clip, in all frames: what a checkpoint may make its reader allocate
 
@@ -49,6 +49,7 @@ NETWORK = schema.record(
         "width": schema.real(above=0, most=100),
         "shortcut": schema.one_of("A", "B", None),
         "dropout": schema.real(0, 1),
+        "feature_dim": schema.nullable(schema.whole(1, 2**24)),
     },
     others=_unknown,
 )
@@ -62,17 +63,20 @@ PREPROCESSING = schema.record(
         "channels": schema.one_of("RGB", "BGR"),
         "range": schema.real(above=0),
     },
-    {"frame_size": schema.list_of(_pixels, 2, 2)},
+    {"frame_size": schema.list_of(_pixels, 2, 2), "input": schema.one_of("rgb", "motion")},
     others=schema.plain,
 )
+_path = schema.nullable(schema.text)
 SETTINGS = schema.record(
-    {"frames": schema.text, "splits": schema.text, "seed": schema.whole(0, 2**63 - 1)},
+    {"frames": _path, "splits": _path, "seed": schema.whole(0, 2**63 - 1)},
+    {"features": _path},
     others=schema.plain,
 )
 DATA = schema.record(
     {},
     {
         "lists": schema.text,
+        "features": schema.text,
         "extraction": schema.nullable(schema.dict_of(schema.plain)),
         "processes": schema.whole(1),
     },
@@ -107,7 +111,7 @@ CHECKPOINT = schema.record(
         "format": schema.whole(1, FORMAT),
         "network": NETWORK,
         "model": schema.dict_of(tensor),
-        "preprocessing": PREPROCESSING,
+        "preprocessing": schema.nullable(PREPROCESSING),
         "classes": schema.list_of(schema.text, least=1),
     },
     {
@@ -120,6 +124,18 @@ CHECKPOINT = schema.record(
         "clip_seconds": schema.nullable(schema.real(above=0)),
         "neighbours": schema.list_of(schema.whole()),
     },  # "training" is checked when it is used: that of the first versions has other keys
+)
+# What a network of each kind of input needs beyond that.
+OF_CLIPS = schema.record(
+    {"preprocessing": PREPROCESSING},
+    {"settings": schema.record({"frames": schema.text, "splits": schema.text})},
+)
+OF_FEATURES = schema.record(
+    {
+        "network": schema.record({"feature_dim": schema.whole(1, 2**24)}),
+        "preprocessing": schema.one_of(None),
+    },
+    {"settings": schema.record({"features": schema.text})},
 )
 
 
@@ -138,6 +154,10 @@ def check_content(content, needed=()):
     """
     schema.record(dict.fromkeys(needed))(content, "content")
     CHECKPOINT(content, "content")
+    if content["network"]["backbone"] == "features":
+        OF_FEATURES(content, "content")
+        return
+    OF_CLIPS(content, "content")
     preprocessing = content["preprocessing"]
     height, width = preprocessing.get("frame_size", (1, 1))
     side, frames = preprocessing["size"], preprocessing["clip_frames"]

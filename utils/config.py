@@ -2,8 +2,11 @@
 
 import argparse
 import difflib
+import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import yaml
 from yaml.constructor import SafeConstructor
@@ -41,6 +44,8 @@ class Parser(argparse.ArgumentParser):
 
     def add(self, *names, **options):
         """Add a flag as `add_argument` does; its default is appended to the help."""
+        if metavar := getattr(options.get("type"), "metavar", None):
+            options.setdefault("metavar", metavar)
         action = self.target.add_argument(*names, **options)
         self.flags[action.dest] = action
         action.help = options["help"]
@@ -64,6 +69,15 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None, namespace=None):
         """As ArgumentParser does, but suggest a flag for what is not known."""
         argv = sys.argv[1:] if argv is None else list(argv)
+        self.check_names(argv)
+        args, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            flag = f"; did you mean {self.main_flag} {unknown[0]}?" if self.main_flag else ""
+            self.error(f"unexpected argument {unknown[0]!r}{flag}")
+        return args
+
+    def check_names(self, argv):
+        """Exit with the nearest flag if `argv` has a flag that does not exist."""
         parsers = (self, *self.commands.values())
         known = ["help", *(name for parser in parsers for name in parser.flags)]
         known = [name.replace("_", "-") for name in known]
@@ -72,17 +86,17 @@ class Parser(argparse.ArgumentParser):
             is_flag = word.startswith("--") and " " not in word.partition("=")[0]
             if is_flag and word != "--" and name not in known:
                 self.error(f"unknown flag {word}{_suggest(name, known, '--')}")
-        args, unknown = self.parse_known_args(argv, namespace)
-        if unknown:
-            flag = f"; did you mean {self.main_flag} {unknown[0]}?" if self.main_flag else ""
-            self.error(f"unexpected argument {unknown[0]!r}{flag}")
-        return args
 
     def error(self, message):
         """Print one line and exit with status 2."""
         message = printable(message.removeprefix("argument "))[:MOST_LETTERS]
-        source = f"{self.config} and " if self.config else ""
+        message = re.sub(r"--([\w-]+): expected \d+ arguments", self._name_values, message)
+        source = f"{self.config} and " if self.config and os.path.exists(self.config) else ""
         self.exit(2, printable(f"{self.prog}: {message}; see {source}--help") + "\n")
+
+    def _name_values(self, match):
+        """The message of a flag that takes several values; match: in that of argparse."""
+        return f"--{match[1]}: expected {' '.join(self.flags[match[1].replace('-', '_')].metavar)}"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -112,11 +126,15 @@ def parse_args(parser, argv=None):
     Returns argparse.Namespace.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    parser.check_names(argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", nargs="?")
     parser.config = finder.parse_known_args(argv)[0].config
     if parser.config is None and (files := [word for word in argv if word.endswith(".yaml")]):
         parser.error(f"unexpected argument {files[0]!r}; did you mean --config {files[0]}?")
+    if parser.config and not os.path.exists(parser.config):
+        near = _suggest(parser.config, map(str, Path(parser.config).parent.glob("*.yaml")))
+        parser.error(f"--config {parser.config}: no such file{near}")
     tokens = config_tokens(parser, parser.config) if parser.config else []
     return parser.parse_args(tokens + argv)
 

@@ -1,4 +1,4 @@
-"""Atomic file writes, lock files and the list of failures."""
+"""Atomic file writes, lock files, the list of failures, and reading .npz files."""
 
 import contextlib
 import csv
@@ -7,9 +7,11 @@ import io
 import os
 import platform
 import re
+import zipfile
 from pathlib import Path
 
 import filelock
+import numpy as np
 
 from utils.errors import UserError
 
@@ -123,3 +125,54 @@ def similar_folder(path, names):
     found = {str(file.parent) for pattern in patterns for file in start.glob(pattern)}
     nearest = difflib.get_close_matches(str(path), sorted(found), n=1, cutoff=0)
     return Path(nearest[0]) if nearest else None
+
+
+def read_arrays(path, required, optional, content):
+    """The arrays of an .npz file with the given names, read without pickle: a dict.
+
+    required, optional: names of arrays; others are not read. content: what the file should hold,
+    for messages. Raises UserError with one line.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected an .npz file of {content}")
+    known = [*required, *optional]
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = {name: f"{name}.npy" for name in known if f"{name}.npy" in file.namelist()}
+            size = sum(file.getinfo(member).file_size for member in members.values())
+            if 2 * size > _physical_memory():
+                raise MemoryError
+            arrays = {name: _read_array(file, member) for name, member in members.items()}
+    except MemoryError:
+        raise UserError(f"{path}: its arrays do not fit into memory") from None
+    except PermissionError as error:
+        raise UserError(str(error)) from None
+    except Exception:  # zipfile and NumPy raise all kinds for files that are not .npz or damaged
+        raise UserError(
+            f"{path}: damaged or not an .npz file of plain arrays; write it with np.savez, without "
+            "objects"
+        ) from None
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing; required are {', '.join(required)}")
+    return arrays
+
+
+def _physical_memory():
+    """Bytes of memory of this machine; no limit where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _read_array(file, member):
+    """The array of a member of a ZipFile. Raises an exception if a single bit of it is wrong.
+
+    It is read to its end, since zipfile compares checksums only there. NumPy would stop before if a
+    damaged header names a smaller array.
+    """
+    content = io.BytesIO(file.read(member))
+    array = np.lib.format.read_array(content, allow_pickle=False)
+    if content.read(1):
+        raise ValueError(f"{member} is longer than its array")
+    return array
