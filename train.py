@@ -468,9 +468,8 @@ def main(args):
     state = build_train_state(model, len(train_loader), device, args)
 
     # ==== run folder ====
+    metadata |= {"preprocessing": preprocessing, "classes": classes}
     metadata |= {
-        "preprocessing": preprocessing,
-        "classes": classes,
         "settings": run_settings(args),
         "data": describe_data(train_set, val_set, args),
         "videos": {"train": train_set.names, "val": val_set.names},
