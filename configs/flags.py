@@ -31,7 +31,7 @@ FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 OF_VIDEOS = (
     *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
     *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
-    *("clip_frames", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("clip_frames", "input", "size", "crop", "crop_scale", "flip", "colour_jitter"),
     *("cache", "cache_frames", "cache_folder"),
 )
 

@@ -13,9 +13,8 @@ https://arxiv.org/abs/1308.3432.
 Differences from the papers:
 - All prefixes of nested codes have the same weight; one linear classifier serves all of them, by
   its first columns.
-- The loss of nested codes is that of their bits, ±1, with the gradient of tanh. With real values
-  the later bits would stay near zero: the triplets are satisfied by the first bits, which the
-  shorter prefixes make large, but after binarisation all bits count the same.
+- The loss of nested codes is that of their bits, ±1, with the gradient of tanh: binarisation makes
+  all bits count the same, as in search (docs/results.md has the difference).
 """
 
 import torch
