@@ -138,7 +138,7 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     assert json.loads(run_script(*command, "--top", 20, "--html", page).stdout) == whole
     text = run_script(*[word for word in command if word != "--json"], "--html", page).stdout
     assert "\\nend" in text and len(text.splitlines()) == 5 * 12 + 5, "one line a result"
-    assert page.read_text().count("data:image/webp") == 5 + 50
+    assert page.read_text().count("<img") == 5 + 50
 
 
 def test_a_run_folder_means_its_best_checkpoint(checkpoint, videos, tmp_path, run_script):
