@@ -162,6 +162,7 @@ def build_transforms(args, train_set, normalisation):
         "frame_size": list(train_set.frame_size[:2]),
         "size": args.size,
         "crop": args.crop,
+        "input": args.input,
         **normalisation,
     }
     train_transform = partial(
@@ -403,7 +404,7 @@ def prepare_model(train_set, args, device):
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
     model, settings, normalisation, source = build_initial_model(
-        settings, args.pretrained, args.normalisation
+        settings, args.pretrained, args.normalisation, args.input
     )
     if args.sync_batch_norm:
         if device.type != "cuda":

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from utils.errors import delay_ctrl_c
+
 # Forked workers start at once and do not import PyTorch again. Elsewhere forking is not safe.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 NO_JOB = object()
@@ -77,7 +79,8 @@ def _start_worker(function, others):
     is_forked = CONTEXT.get_start_method() == "fork"
     inherited = [ours, *(worker.connection for worker in others)] if is_forked else []
     process = CONTEXT.Process(target=_serve, args=(function, theirs, inherited), daemon=True)
-    process.start()
+    with delay_ctrl_c():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -208,3 +209,20 @@ def test_the_configs_of_the_real_data_sets_run_end_to_end(
     run_script("test.py", "--checkpoint", run / "best.pt")
     tested = json.loads((run / "test" / "metrics.json").read_text())["run"]
     assert tested["queries"] == 4 and tested["database"] == 8
+
+
+def test_motion_is_what_test_py_encodes_too(demo, tmp_path, run_script):
+    """The clips of a still picture have no motion, so all get the same code."""
+    run = tmp_path / "run"
+    run_script(*train_command(demo, run, "--input", "motion", "--epochs", 1))
+    shutil.copytree(demo / "frames", tmp_path / "frames")
+    for folder in (tmp_path / "frames").glob("*/*/"):
+        frames = sorted(folder.glob("*.jpg"))
+        for frame in frames[1:]:
+            shutil.copy(frames[0], frame)
+    test = "test.py", "--checkpoint", run, "--pictures", 0
+    moving, still = tmp_path / "moving", tmp_path / "still"
+    run_script(*test, "--output", moving)
+    run_script(*test, "--output", still, "--frames", tmp_path / "frames")
+    codes = [np.load(folder / "codes.npz")["query_codes"] for folder in (moving, still)]
+    assert np.ptp(codes[1], axis=0).max() < 1e-5 < np.ptp(codes[0], axis=0).min()
