@@ -346,6 +346,15 @@ def open_run(checkpoints, device, args):
     return log
 
 
+def describe_training(train_set, val_set, args):
+    """What checkpoints hold about the flags and the data: a dict."""
+    return {
+        "settings": run_settings(args),
+        "data": describe_data(train_set, val_set, args),
+        "videos": {"train": train_set.names, "val": val_set.names},
+    }
+
+
 def lock_run(args):
     """Keep other trainings out of the run folder: two would overwrite each other's checkpoints."""
     if os.environ.get("RANK", "0") != "0":
@@ -456,20 +465,14 @@ def main(args):
     state = build_train_state(model, len(train_loader), device, args)
 
     # ==== run folder ====
-    metadata |= {
-        "preprocessing": preprocessing,
-        "classes": classes,
-        "settings": run_settings(args),
-        "data": describe_data(train_set, val_set, args),
-        "videos": {"train": train_set.names, "val": val_set.names},
-    }
+    metadata |= {"preprocessing": preprocessing, "classes": classes}
+    metadata |= describe_training(train_set, val_set, args)
     checkpoints = RunCheckpoints(args.output, state, metadata)
     log = open_run(checkpoints, device, args)
     timer = CheckpointTimer(args.save_minutes, args.save_steps)
     print_main(describe_run(model, device, train_set, val_set, classes, args))
-    batches = len(train_loader)
-    steps = state.epoch * batches + state.batch, args.epochs * batches
-    clock = Clock(*steps, log.seconds if log else 0.0)
+    batches, earlier = len(train_loader), log.seconds if log else 0.0
+    clock = Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
 
     # ==== loop ====
     collapsed = 0  # epochs in a row
@@ -492,8 +495,8 @@ def main(args):
             state.best_map = max(state.best_map, tested.metrics["map"])
         state.epoch, state.batch, state.totals = state.epoch + 1, 0, ()
         record["seconds"] = clock.seconds()
-        data = val_set, train_set, classes
-        log_epoch(log, record, tested, is_best, clock.remaining(step), data, args)
+        left, data = clock.remaining(step), (val_set, train_set, classes)
+        log_epoch(log, record, tested, is_best, left, data, args)
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
             checkpoints.save_best()
         checkpoints.save_last()
