@@ -32,6 +32,7 @@ import yaml
 
 from datasets.cache import CachedDataset, build_cache
 from datasets.features import hash_features, read_features
+from datasets.frame_folders import median_seconds
 from datasets.frames import FrameDataset
 from datasets.loaders import build_loaders
 from datasets.samplers import fit_batch_shape
@@ -52,6 +53,7 @@ from reports.examples import draw_examples, pick_examples
 from reports.run_log import Clock, RunLog, describe_epoch, describe_run, summarise
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
+from retrieval.hamming import count_nearest
 from retrieval.measure import SIDES, find_nearest, measure
 from utils import distributed
 from utils.device import mixed_precision, set_deterministic, set_threads, to_device
@@ -313,6 +315,11 @@ def validate(model, eval_loaders, transform, device, args):
     return measure(items, "cpu", TOP_R, ())
 
 
+def count_neighbours(tested):
+    """The number of validation clips by the distance of their nearest training clip: (K+1,)."""
+    return count_nearest(*(tested.items[f"{side}_codes"] for side in SIDES)).tolist()
+
+
 # ==== the run folder ====
 
 
@@ -352,6 +359,7 @@ def describe_training(train_set, val_set, args):
         "settings": run_settings(args),
         "data": describe_data(train_set, val_set, args),
         "videos": {"train": train_set.names, "val": val_set.names},
+        "clip_seconds": args.frames and median_seconds(args.frames, train_set.names),
     }
 
 
@@ -362,11 +370,11 @@ def lock_run(args):
     return file_lock(Path(args.output) / ".lock")
 
 
-def log_epoch(log, record, tested, is_best, remaining, datasets, args):
+def log_epoch(log, record, tested, is_best, clock, datasets, args):
     """Write an epoch to metrics.jsonl, TensorBoard and the terminal.
 
-    tested: the `Tested` of the validation, or None. remaining: seconds. datasets: (validation set,
-    training set, class names).
+    tested: the `Tested` of the validation, or None. datasets: (validation set, training set, class
+    names).
     """
     if tested:
         record |= {f"val/{key}": tested.metrics[key] for key in ("map", "precision_at_10")}
@@ -375,7 +383,7 @@ def log_epoch(log, record, tested, is_best, remaining, datasets, args):
     if log and tested:
         picture = None if args.features else draw_validation(tested, datasets)
         log.show_validation(record["epoch"], tested.metrics, picture)
-    print_main(describe_epoch(record, args.epochs, remaining, is_best))
+    print_main(describe_epoch(record, args.epochs, clock.remaining(record["step"]), is_best))
 
 
 def draw_validation(tested, datasets):
@@ -495,10 +503,9 @@ def main(args):
             state.best_map = max(state.best_map, tested.metrics["map"])
         state.epoch, state.batch, state.totals = state.epoch + 1, 0, ()
         record["seconds"] = clock.seconds()
-        left, data = clock.remaining(step), (val_set, train_set, classes)
-        log_epoch(log, record, tested, is_best, left, data, args)
+        log_epoch(log, record, tested, is_best, clock, (val_set, train_set, classes), args)
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
-            checkpoints.save_best()
+            checkpoints.save_best(tested and count_neighbours(tested))
         checkpoints.save_last()
     print_main(describe_end(checkpoints.folder, val_set))
 

@@ -121,6 +121,8 @@ CHECKPOINT = schema.record(
         "pretrained": schema.nullable(schema.dict_of(schema.scalar)),
         "epoch": schema.whole(),
         "val_map": _number,
+        "clip_seconds": schema.nullable(schema.real(above=0)),
+        "neighbours": schema.list_of(schema.whole()),
     },  # "training" is checked when it is used: that of the first versions has other keys
 )
 # What a network of each kind of input needs beyond that.
