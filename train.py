@@ -33,7 +33,7 @@ import yaml
 from datasets.cache import CachedDataset, build_cache
 from datasets.features import hash_features, read_features
 from datasets.frames import FrameDataset
-from datasets.loaders import build_loaders
+from datasets.loaders import ClipLoader, build_loaders
 from datasets.splits import (
     SplitError,
     check_disjoint,
@@ -45,6 +45,7 @@ from datasets.splits import (
 from datasets.transforms import augment, prepare
 from losses import MINING
 from models import FEATURES, build_initial_model, build_model, describe_normalisation
+from models.itq import MOST_ITEMS, fit_hash_layer
 from reports.figures import precision_at_figure, precision_recall_figure
 from reports.run_log import RunLog, log_environment
 from retrieval.codes import binarize
@@ -295,6 +296,12 @@ def run_settings(args):
     return {**vars(args), **absolute}
 
 
+def will_resume(args):
+    """Whether the run folder has a state that training goes on from."""
+    names = ("last.pt", "previous.pt")
+    return not args.restart and any((Path(args.output) / name).exists() for name in names)
+
+
 def open_run(checkpoints, device, args):
     """Prepare the run folder, and resume the run that is there, unless --restart.
 
@@ -394,6 +401,15 @@ def prepare_model(train_set, args, device):
     return model, {"network": settings, "pretrained": source}, normalisation
 
 
+def init_hash_layer(model, train_set, transform, device, args):
+    """Fit the hash layer to features of the training videos, without their labels."""
+    step = math.ceil(len(train_set) / MOST_ITEMS)
+    options = {"batch_size": args.classes_per_batch * args.clips_per_class}
+    loader = ClipLoader(train_set, args.workers, sampler=range(0, len(train_set), step), **options)
+    encoder = build_encoder(model.backbone, transform, device, args.amp)
+    fit_hash_layer(model.hash, encode(encoder, loader, "features for --init-hash"), args.seed)
+
+
 def build_train_state(model, steps_per_epoch, device, args):
     """The TrainState with optimiser, learning-rate schedule and gradient scaler."""
     modules = {"backbone": (model.backbone, args.backbone_lr_factor), "hash": (model.hash, 1.0)}
@@ -420,7 +436,9 @@ def main(args):
     preprocessing, train_transform, test_transform = build_transforms(
         args, train_set, normalisation
     )
-    ddp_model = distributed.data_parallel(model)
+    if args.init_hash == "itq" and distributed.is_main() and not will_resume(args):
+        init_hash_layer(model, train_set, test_transform, device, args)
+    ddp_model = distributed.data_parallel(model)  # with the weights of the main process
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
 
     # ==== loss and optimiser ====
