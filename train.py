@@ -34,6 +34,7 @@ from datasets.cache import CachedDataset, build_cache
 from datasets.features import hash_features, read_features
 from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader, build_loaders
+from datasets.samplers import fit_batch_shape
 from datasets.splits import (
     SplitError,
     check_disjoint,
@@ -44,6 +45,7 @@ from datasets.splits import (
 )
 from datasets.transforms import augment, prepare
 from losses import MINING
+from losses.collapse import PATIENCE, advise, find_collapse
 from models import FEATURES, build_initial_model, build_model, describe_normalisation
 from models.itq import MOST_ITEMS, fit_hash_layer
 from reports.figures import precision_at_figure, precision_recall_figure
@@ -61,11 +63,6 @@ from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, T
 
 NETWORK_FLAGS = ("backbone", "bits", "width", "shortcut", "dropout")
 CHECK_EVERY = 20  # steps between checks of the loss, since each waits for the GPU
-COLLAPSED = 0.02  # standard deviation of a bit over a batch below which all codes are equal
-COLLAPSE_ADVICE = (
-    "warning: the codes have collapsed: nearly all clips have the same code. Usual remedies: a "
-    "lower --lr, longer --warmup-epochs, --mining batch-all, more --classes-per-batch"
-)
 
 
 class TrainingError(UserError):
@@ -114,6 +111,17 @@ def check_clip_frames(dataset, args):
             f"--clip-frames {args.clip_frames}: there are only {stored} frames per video; lower it "
             f"or raise {remedy}"
         )
+
+
+def fit_batches(args, labels):
+    """Change P and K of `args`, unless they are on the command line, to fit the classes."""
+    before = args.classes_per_batch, args.clips_per_class
+    flags = {"P": "--classes-per-batch", "K": "--clips-per-class"}
+    fixed = {letter for letter, flag in flags.items() if flag in args.given}
+    shape = fit_batch_shape(labels, *before, fixed, distributed.world_size())
+    if shape != before and args.batches == "balanced":
+        args.classes_per_batch, args.clips_per_class = shape
+        print_main(f"batches of {shape[0]} classes x {shape[1]} clips, to fit the training list")
 
 
 def describe_data(train_set, val_set, args):
@@ -238,6 +246,24 @@ def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints,
     return summarise(state.totals, batches, rates, clips_seen / (time.perf_counter() - started))
 
 
+def watch_collapse(record, epochs_before, args):
+    """Warn of a collapse, or raise TrainingError; returns for how many epochs it has lasted.
+
+    record: of the epoch. epochs_before: for how many epochs before it the collapse had lasted.
+    """
+    names = "code_spread", "active_fraction", "loss"
+    sign = find_collapse(*(record[f"train/{name}"] for name in names), args.margin)
+    if sign is None or record["epoch"] < args.warmup_epochs:
+        return 0
+    epochs = epochs_before + 1
+    if epochs % PATIENCE == 0 or record["epoch"] + 1 == args.epochs:
+        message = f"the codes have collapsed: {sign}, for {epochs} epochs; try {advise(args)}"
+        if args.stop_when_collapsed and epochs >= PATIENCE:
+            raise TrainingError(f"{message}; then rerun with --restart")
+        print_main(f"warning: {message}")
+    return epochs
+
+
 def summarise(totals, batches, rates, clips_per_second):
     """The sums over the `batches` of an epoch as means, with the learning rates of its end."""
     loss, active, valid, magnitude, spread = totals
@@ -293,7 +319,7 @@ def run_settings(args):
     """The flags as plain values, with absolute paths, as checkpoints hold them."""
     paths = {key: getattr(args, key) for key in ("frames", "splits", "features", "output")}
     absolute = {key: path and os.path.abspath(path) for key, path in paths.items()}
-    return {**vars(args), **absolute}
+    return {key: value for key, value in vars(args).items() if key != "given"} | absolute
 
 
 def will_resume(args):
@@ -349,8 +375,6 @@ def log_epoch(log, record, metrics, args):
         log.add_figure("val/precision_recall", precision_recall_figure(curves), record["epoch"])
         log.add_figure("val/precision_at", precision_at_figure(curves), record["epoch"])
     print_main(line)
-    if record["train/code_spread"] < COLLAPSED:
-        print_main(COLLAPSE_ADVICE)
 
 
 def describe_run(model, device, train_set, val_set, classes, args):
@@ -362,6 +386,13 @@ def describe_run(model, device, train_set, val_set, classes, args):
         f"{len(train_set)} training and {len(val_set)} validation "
         f"{'videos' if args.features else 'clips'} of {len(classes)} classes"
     )
+
+
+def describe_end(folder, val_set):
+    """The last line for the terminal: the checkpoints, and what to run next."""
+    last, best = folder / "last.pt", folder / "best.pt"
+    same = "" if len(val_set) else " (the same: there is no validation list)"
+    return f"saved {best} and {last}{same}; next: python test.py --checkpoint {best}"
 
 
 # ==== main ====
@@ -428,6 +459,7 @@ def main(args):
 
     # ==== data ====
     train_set, val_set, classes = build_datasets(args, device)
+    fit_batches(args, train_set.labels)
     world = distributed.rank(), distributed.world_size()
     train_loader, *eval_loaders = build_loaders(train_set, val_set, args, *world)
 
@@ -460,6 +492,7 @@ def main(args):
     print_main(describe_run(model, device, train_set, val_set, classes, args))
 
     # ==== loop ====
+    collapsed = 0  # epochs in a row
     while state.epoch < args.epochs:
         train_loader.batch_sampler.set_position(state.epoch, state.batch)
         record = {"epoch": state.epoch}
@@ -467,6 +500,7 @@ def main(args):
             state, ddp_model, train_loader, train_transform, criterion, checkpoints, timer, args
         )
         check_weights(state, (state.epoch + 1) * len(train_loader), args)
+        collapsed = watch_collapse(record, collapsed, args)
         is_last = state.epoch + 1 == args.epochs
         is_best, metrics = is_last and not len(val_set), None
         if len(val_set) and (is_last or (state.epoch + 1) % args.eval_every == 0):
@@ -479,8 +513,7 @@ def main(args):
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
             checkpoints.save_best()
         checkpoints.save_last()
-    last, best = checkpoints.folder / "last.pt", checkpoints.folder / "best.pt"
-    print_main(f"saved {best} and {last}; next: python test.py --checkpoint {best}")
+    print_main(describe_end(checkpoints.folder, val_set))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ This file imports no PyTorch, so that --help and mistakes are answered at once; 
 its choices with the registries of models/ and losses/.
 """
 
+import sys
 from argparse import BooleanOptionalAction
 
 from utils.argtypes import folder_name, number, processors
@@ -22,7 +23,7 @@ MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 # Flags that may differ when a run is resumed: they do not change what is learnt.
 PATHS = ("config", "frames", "splits", "features", "output", "cache_folder")
 SPEED = ("workers", "threads", "device", "cache", "cache_frames")
-SAVING = ("restart", "save_minutes", "save_steps", "eval_every")
+SAVING = ("restart", "save_minutes", "save_steps", "eval_every", "stop_when_collapsed")
 FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 
 # Flags without a meaning for features, which no network of ours computes.
@@ -35,7 +36,10 @@ OF_VIDEOS = (
 
 
 def parse_train_flags(doc, argv=None):
-    """The flags of train.py with those of its --config: argparse.Namespace, checked."""
+    """The flags of train.py with those of its --config: argparse.Namespace, checked.
+
+    Its "given" is the set of the flags on the command line, such as "--lr".
+    """
     parser = build_parser(doc)
     args = parse_args(parser, argv)
     check_data(parser, args)
@@ -44,6 +48,8 @@ def parse_train_flags(doc, argv=None):
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
     args.margin = args.margin or args.bits / 8
+    words = sys.argv[1:] if argv is None else argv
+    args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
     return args
 
 
@@ -76,6 +82,7 @@ def build_parser(doc=None):
         add_optimisation_flags,
         add_clip_flags,
         add_run_flags,
+        add_saving_flags,
     ):
         add_flags(parser)
     parser.usage = "\n       ".join(usage)
@@ -203,14 +210,16 @@ def add_loss_flags(parser):
         type=two_or_more,
         default=32,
         metavar="P",
-        help="number of classes in a batch, 2 or more",
+        help="number of classes in a batch, 2 or more; unless it is on the command line, at most "
+        "the number of classes that there are",
     )
     add(
         "--clips-per-class",
         type=two_or_more,
         default=4,
         metavar="K",
-        help="number of clips of each class, 2 or more; a batch has P x K clips",
+        help="number of clips of each class, 2 or more; a batch has P x K clips. Unless it is on "
+        "the command line, K grows to fill the batch where there are fewer than P classes",
     )
 
 
@@ -333,6 +342,11 @@ def add_run_flags(parser):
         default=False,
         help="repeat runs bit for bit where PyTorch can; docs/scale.md says where it cannot",
     )
+
+
+def add_saving_flags(parser):
+    add = parser.add
+    parser.group("checkpoints and stopping")
     add(
         "--save-minutes",
         type=number(float, least=0),
@@ -344,4 +358,11 @@ def add_run_flags(parser):
         type=number(int, least=0),
         default=0,
         help="also save every N steps; 0: never",
+    )
+    add(
+        "--stop-when-collapsed",
+        action=BooleanOptionalAction,
+        default=False,
+        help="stop a training that has learnt nothing in 10 epochs after the warm-up, instead of "
+        "only warning",
     )

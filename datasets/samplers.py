@@ -1,9 +1,35 @@
 """Batches of P classes with K clips each, as triplet losses need them, and plain random ones."""
 
+import math
+
 import numpy as np
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
+
+
+def fit_batch_shape(labels, classes_per_batch, clips_per_class, fixed=(), world_size=1):
+    """(P, K) for the classes that there are: no more than these, and more clips of each instead.
+
+    labels: class id of each clip. fixed: those of "P" and "K" that must stay as they are. P * K
+    stays as near to what it was as `world_size` processes can divide. Raises UserError if there
+    are fewer than two classes, or no class with two clips.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2 or counts.max() < 2:
+        raise UserError(
+            f"the training list has {len(counts)} classes, the largest of {counts.max()} videos; "
+            "training needs two classes, and two videos in a class"
+        )
+    if len(counts) >= classes_per_batch:
+        return classes_per_batch, clips_per_class
+    batch = classes_per_batch * clips_per_class
+    if "P" not in fixed:
+        classes_per_batch = len(counts)
+    if "K" not in fixed:
+        step = world_size // math.gcd(world_size, classes_per_batch)
+        clips_per_class = max(batch // classes_per_batch // step, 1) * step
+    return classes_per_batch, clips_per_class
 
 
 class PKBatchSampler(Sampler):
@@ -27,7 +53,7 @@ class PKBatchSampler(Sampler):
         if len(self.members) < classes_per_batch:
             raise UserError(
                 f"--classes-per-batch is {classes_per_batch}, but the training list has "
-                f"{len(self.members)}; lower --classes-per-batch"
+                f"{len(self.members)} classes; lower it, or leave it out"
             )
         if classes_per_batch * clips_per_class % world_size:
             raise UserError(

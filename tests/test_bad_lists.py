@@ -140,7 +140,7 @@ BROKEN = {
     "a list is absent": (remove("val.txt"), "make_splits.py writes it"),
     "the classes are absent": (remove("classes.txt"), "writes it"),
     "a list is empty": (empty_list, "lists no videos"),
-    "there is one class": (keep_one_class, "the training list has 1; lower --classes-per-batch"),
+    "there is one class": (keep_one_class, "needs two classes"),
     "a frame folder is absent": (remove_folder, "1 of 18 frame folders are missing"),
     "a frame folder is empty": (remove_frames, "no frames; rerun extract_frames.py"),
     "a frame is missing": (remove_frame, "frames are missing"),
@@ -214,7 +214,13 @@ def test_collapsed_codes_are_reported(copy, trained, run_script):
     grey = cv2.imencode(".jpg", np.full((20, 24, 3), 90, np.uint8))[1].tobytes()
     for path in (copy / "frames").glob("*/*/*.jpg"):
         replace(path, grey)
-    flags = ("--colour-jitter", 0, "--freeze-batch-norm")
-    output = run_script(*train_command(copy, copy / "run", *flags)).stdout
-    assert "warning: the codes have collapsed" in output and "lower --lr" in output
+    flags = ("--colour-jitter", 0, "--freeze-batch-norm", "--epochs", 13)
+    command = train_command(copy, copy / "run", *flags)
+    lines = run_script(*command).stdout.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: the codes have collapsed")]
+    assert ["for 10 epochs" in line for line in warnings] == [True, False]  # and at the end
+    assert "for 12 epochs" in warnings[1] and "try --clips-per-class 15, then --lr" in warnings[1]
     assert read_log(copy / "run")[-1]["train/code_spread"] < 0.02
+    stopped = run_script(*command, "--restart", "--stop-when-collapsed", status=1)
+    assert "have collapsed" in stopped.stderr and "--restart" in stopped.stderr
+    assert len(read_log(copy / "run")) == 10

@@ -196,7 +196,7 @@ def test_the_defaults_are_those_of_ucf101_without_its_weights():
     defaults = vars(flags.parse_train_flags(None, required))
     config = vars(flags.parse_train_flags(None, ["--config", "configs/ucf101.yaml"]))
     different = {key for key in defaults if defaults[key] != config[key]}
-    paths = {"config", "frames", "splits", "output"}
+    paths = {"config", "frames", "splits", "output", "given"}
     assert different == paths | {"pretrained", "backbone_lr_factor"}
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datasets.samplers import PKBatchSampler, RandomBatchSampler
+from datasets.samplers import PKBatchSampler, RandomBatchSampler, fit_batch_shape
 
 UNEQUAL = [0] * 40 + [1] * 7 + [2] * 3 + [3] + [7] * 20  # class ids need not be dense
 
@@ -76,6 +76,30 @@ def test_batches_that_ranks_cannot_share_are_refused():
 def test_too_few_classes_are_refused():
     with pytest.raises(ValueError, match="--classes-per-batch"):
         PKBatchSampler([0, 0, 1, 1], 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fixed", "world_size", "shape"),
+    [
+        ([0, 0, 1, 1], "", 1, (2, 15)),
+        ([0, 0, 5, 5, 7], "", 1, (3, 10)),
+        ([0, 0, 1, 2, 3, 3], "", 1, (4, 7)),
+        ([0, 0, 1, 1], "", 4, (2, 14)),  # 28 clips for four processes
+        (list(range(6)) * 2, "", 1, (6, 5)),  # enough classes: as it was
+        (list(range(9)) * 2, "", 1, (6, 5)),
+        ([0, 0, 1, 1], "K", 1, (2, 5)),
+        ([0, 0, 1, 1], "P", 1, (6, 5)),  # refused by PKBatchSampler
+        ([0, 0, 1, 1], "PK", 1, (6, 5)),
+    ],
+)
+def test_batches_fit_the_classes_unless_they_are_fixed(labels, fixed, world_size, shape):
+    assert fit_batch_shape(labels, 6, 5, fixed, world_size) == shape
+
+
+@pytest.mark.parametrize("labels", [[3, 3, 3], [0, 1, 2]])
+def test_a_list_without_triplets_is_refused(labels):
+    with pytest.raises(ValueError, match="needs two classes, and two videos"):
+        fit_batch_shape(labels, 6, 5)
 
 
 def test_random_batches_are_a_function_of_seed_and_epoch_and_cover_the_list_once():
