@@ -24,12 +24,19 @@ from collections import Counter
 from pathlib import Path
 
 from datasets import advice
-from datasets.annotations import READERS, read_official, read_tree
+from datasets.annotations import READERS, read_groups, read_official, read_tree, write_groups
 from datasets.frame_folders import EXTRACTION, find_flaw, read_extraction
-from datasets.groups import divide, hold_out
+from datasets.groups import describe_groups, divide, hold_out
+from datasets.leaks import (
+    chance_of_own_group,
+    describe_colours,
+    describe_leaks,
+    look_alike,
+    merge_groups,
+)
 from datasets.splits import check_classes
 from datasets.video_files import has_class_videos
-from utils.argtypes import number
+from utils.argtypes import number, processors
 from utils.config import Parser
 from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, write_text
@@ -74,13 +81,28 @@ def build_parser():
         help="regular expression searched in the names of videos; its first group, or the whole "
         "match, names the recording that the video was cut from",
     )
+    add(
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="instead of --group-pattern: CSV with columns video (<class>/<name>) and recording",
+    )
     add("--test-groups", metavar="NAMES", help="groups for test, separated by commas")
+    add(
+        "--leak-check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the colours of all videos, to find recordings that are in two lists",
+    )
     return parser
 
 
 def read_folder(args):
     """(class names, training videos, test videos); test groups are named, or chosen at random."""
-    classes, videos = read_tree(args.frames, args.group_pattern)
+    if args.groups and args.group_pattern is not None:
+        raise UserError("--groups and --group-pattern: give only one of them")
+    groups = read_groups(args.groups) if args.groups else None
+    classes, videos = read_tree(args.frames, args.group_pattern, groups)
     if not videos:
         reason = explain_no_frames(args.frames) or "extract them first"
         raise UserError(f"--frames {args.frames}: no frame folders <class>/<video>; {reason}")
@@ -168,6 +190,34 @@ def advise_extraction(frames):
     )
 
 
+# ==== groups ====
+
+
+def check_leaks(splits, args):
+    """Print what the colours of the videos say against the groups and the division."""
+    videos = [(split, video) for split, videos in splits.items() for video in videos]
+    names, groups = [video.name for _, video in videos], [video.group for _, video in videos]
+    colours = describe_colours(args.frames, names, processors())
+    own, suspects = look_alike(colours, groups)
+    if suspects is None:
+        print("note: most videos look alike, so that the leak check cannot tell recordings apart")
+        return
+    chance = chance_of_own_group(groups)
+    if own is not None and own < chance + 0.1:
+        print(
+            f"warning: the videos of a group do not look alike: the one with the most similar "
+            f"colours is of the same group for {own:.0%} of the videos, by chance {chance:.0%}; do "
+            "the groups name recordings, or the clips in them?"
+        )
+        groups = names  # suggestions start from single videos
+    leaks = [pair for pair in suspects if videos[pair[1]][0] != videos[pair[2]][0]]
+    if leaks:
+        path = args.output / "suggested_groups.csv"
+        write_groups(path, names, merge_groups(groups, [pair[1:] for pair in suspects]))
+        print(describe_leaks(leaks, videos))
+        print(printable(f"if they are, keep them together: rerun with --groups {path}"))
+
+
 # ==== the lists ====
 
 
@@ -178,9 +228,11 @@ def write_lists(folder, classes, splits):
         groups = len({video.group for video in videos})
         print(f"{split:5} {len(videos):6} videos {groups:5} groups  {printable(path)}")
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+    videos = sorted(video for videos in splits.values() for video in videos)
+    write_groups(folder / "groups.csv", *zip(*((v.name, v.group) for v in videos), strict=True))
 
 
-def print_notes(classes, splits, shared, has_groups):
+def print_notes(classes, splits, shared):
     """What a user should know about the lists. shared: groups both in train and test."""
     if shared:
         print(
@@ -196,10 +248,13 @@ def print_notes(classes, splits, shared, has_groups):
             f"note: {len(classes) - len(trained)} of {len(classes)} classes have no training "
             f"video, so {lost} test videos have nothing relevant to find"
         )
-    if not has_groups:
+    videos = [video for videos in splits.values() for video in videos]
+    if len({video.group for video in videos}) < len(videos):
+        print(describe_groups(videos))
+    else:
         print(
             "note: every video is its own group; if several come from one recording, use "
-            "--group-pattern, or near-duplicates leak between the lists"
+            "--group-pattern or --groups, or near-duplicates leak between the lists"
         )
 
 
@@ -224,8 +279,9 @@ def main(args):
 
     # ==== write ====
     write_lists(args.output, classes, splits)
-    has_groups = args.dataset != "folder" or args.group_pattern is not None
-    print_notes(classes, splits, shared, has_groups)
+    print_notes(classes, splits, shared)
+    if args.dataset == "folder" and args.leak_check and args.check_frames:
+        check_leaks(splits, args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """The videos of a data set with classes and groups: of official lists, or of a tree of folders."""
 
+import csv
+import io
+import os
 import re
 from pathlib import Path
 
 from datasets import advice
 from datasets.groups import Video
+from datasets.video_files import is_video
 from utils.errors import UserError
+from utils.files import write_text
 
 
 def read_official(dataset, folder, fold):
@@ -104,28 +109,69 @@ READERS = {  # data set: a file that its lists always have, and their reader
 }
 
 
-def read_tree(frames, group_pattern=None):
+def read_tree(frames, group_pattern=None, groups=None):
     """The videos <frames>/<class>/<video>: (class names, list of Video).
 
-    group_pattern: regular expression that finds the group in the name of a video.
+    group_pattern: regular expression that finds the group in the name of a video. groups: instead,
+    {video: group} of `read_groups`. Without them every video is its own group.
     """
     folders = [path for path in advice.entries(frames) if path.is_dir()]
-    videos = [
-        Video(f"{folder.name}/{path.name}", label, _find_group(path.name, group_pattern))
+    names = [
+        (label, f"{folder.name}/{path.name}")
         for label, folder in enumerate(folders)
         for path in sorted(folder.iterdir())
         if path.is_dir()
     ]
-    for name in [folder.name for folder in folders] + [video.name for video in videos]:
+    for name in [folder.name for folder in folders] + [name for _, name in names]:
         if len(name.splitlines()) > 1:
             raise UserError(f"{name!r} has a line break, which no list can hold; rename it")
+    if groups is None:
+        videos = [Video(name, label, _find_group(name, group_pattern)) for label, name in names]
+    else:
+        missing = [name for _, name in names if name not in groups]
+        if missing:
+            raise UserError(f"--groups: no line for {len(missing)} videos, such as {missing[0]}")
+        videos = [Video(name, label, groups[name]) for label, name in names]
     return [folder.name for folder in folders], videos
 
 
+def read_groups(path):
+    """A CSV file with the columns video and recording: {video: recording}.
+
+    A video is named <class>/<name>, with or without the suffix of its file.
+    """
+    if not path.is_file():
+        raise UserError(f"--groups {path}: no such file; expected CSV with video,recording")
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        if not {"video", "recording"} <= set(reader.fieldnames or []):
+            raise UserError(f"--groups {path}: its first line must be video,recording")
+        groups = {}
+        for row in reader:
+            video, recording = row["video"], row["recording"]
+            if not video or not recording:
+                raise UserError(f"--groups {path}:{reader.line_num}: expected video,recording")
+            if groups.setdefault(video, recording) != recording:
+                raise UserError(f"--groups {path}:{reader.line_num}: {video} is in two recordings")
+    stems = {
+        os.path.splitext(video)[0]: group for video, group in groups.items() if is_video(video)
+    }
+    return stems | groups
+
+
+def write_groups(path, names, groups):
+    """Write a CSV file that --groups reads."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("video", "recording"), *zip(names, groups, strict=True)])
+    write_text(path, table.getvalue())
+
+
 def _find_group(name, pattern):
-    """The group of a video of this name: by default the video itself."""
+    """The group of a video <class>/<name>: by default the video itself."""
     if pattern is None:
         return name
+    name = name.partition("/")[2]
     try:
         match = re.search(pattern, name)
     except re.error as error:

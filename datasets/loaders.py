@@ -10,6 +10,12 @@ from torch.utils.data import DataLoader
 
 from datasets.process_pool import end_with_parent
 from datasets.samplers import PKBatchSampler, RandomBatchSampler
+from utils.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows has no limits of that kind
+    resource = None
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -49,6 +55,8 @@ class ClipLoader(DataLoader):
     def __init__(self, data, workers, keep_workers=False, **options):
         location = getattr(data, "location", "none")  # of cached clips, and of features
         workers = workers if location in ("none", "disk") else 0  # others are in memory already
+        if workers:
+            allow_open_files(64 + 10 * workers)
         super().__init__(
             data,
             num_workers=workers,
@@ -67,6 +75,26 @@ class ClipLoader(DataLoader):
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def allow_open_files(count):
+    """Raise this process's limit of open files to `count`, if it is lower.
+
+    Every batch that a worker sends takes some; without them PyTorch can wait for ever. Raises
+    UserError if the system does not allow so many.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= count:
+        return
+    if hard != unlimited and hard < count:
+        raise UserError(
+            f"--workers: a process may open only {hard} files here, but {count} are needed; raise "
+            "the limit with ulimit -n, or use --workers 0"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _already_a_batch(batch):

@@ -1,10 +1,15 @@
 """make_splits.py: the published counts, whole groups, and what it refuses."""
 
+import random
+import time
 from collections import Counter
 
+import cv2
+import numpy as np
 import pytest
 
 import make_splits
+from datasets.groups import Video, hold_out
 from datasets.splits import read_split
 from utils.errors import UserError
 
@@ -32,10 +37,17 @@ def split_folder(tmp_path, *flags):
 
 
 def make_tree(root, names, frames=2):
-    for name in names:
-        (root / name).mkdir(parents=True)
-        for i in range(frames):
-            (root / name / f"{i:06d}.jpg").touch()
+    for index, name in enumerate(names):
+        draw_frames(root / name, np.random.default_rng(index).random(3), frames)
+
+
+def draw_frames(folder, colour, frames=2):
+    """A frame folder with pictures of noise about a colour, three numbers from 0 to 1."""
+    folder.mkdir(parents=True)
+    for index in range(frames):
+        noise = np.random.default_rng(index).normal(0, 8, (16, 16, 3))
+        picture = np.clip(255 * np.array(colour) + noise, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{index:06d}.jpg"), picture)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +168,129 @@ def test_mistakes_end_in_one_line(tmp_path, flags, message):
     make_tree(tmp_path / "frames", ["a/v1", "a/v2"])
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         split(tmp_path, *flags, "--frames", tmp_path / "frames")
+
+
+# ==== groups ====
+
+
+def test_groups_of_a_file(tmp_path):
+    names = [f"{c}/v{i}" for c in "ab" for i in range(6)]
+    make_tree(tmp_path / "frames", names)
+    rows = [("night, rain" if name[-1] in "13" else name[-1], f"{name}.mp4") for name in names]
+    csv = tmp_path / "groups.csv"
+    csv.write_text("recording,video\n" + "".join(f'"{group}",{video}\n' for group, video in rows))
+    lists, _ = split_folder(tmp_path, "--groups", csv, "--test-groups", "0,2", "--val-fraction", 0)
+    assert {name[-1] for name, _ in lists["test"]} == {"0", "2"}
+    again, _ = split_folder(tmp_path, "--groups", tmp_path / "splits" / "groups.csv", "--seed", 3)
+    sides = [{name for name, _ in again[split]} for split in ("train", "val", "test")]
+    night = {"a/v1", "a/v3", "b/v1", "b/v3"}
+    assert any(night <= side for side in sides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("video,group\na/v1,1\n", "its first line must be video,recording"),
+        ("video,recording\na/v1,1\n", "no line for 1 videos, such as a/v2"),
+        ("video,recording\na/v1,1\na/v2\n", ":3: expected video,recording"),
+        ("video,recording\na/v1,1\na/v1,2\n", "a/v1 is in two recordings"),
+    ],
+)
+def test_mistakes_in_a_file_of_groups(tmp_path, text, message):
+    make_tree(tmp_path / "frames", ["a/v1", "a/v2"])
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        split_folder(tmp_path, "--groups", tmp_path / "groups.csv")
+
+
+def test_groups_are_shown(tmp_path, capsys):
+    make_tree(tmp_path / "frames", [f"{c}/{i}_{i % 5}" for c in "ab" for i in range(10)])
+    split_folder(tmp_path, "--group-pattern", r"_(\d+)")
+    out = capsys.readouterr().out
+    assert "5 groups of 4 videos, such as" in out and "a/0_0, a/5_0, b/0_0, ... (4)" in out
+    split_folder(tmp_path)
+    assert "every video is its own group" in capsys.readouterr().out
+
+
+def test_the_share_is_kept_where_groups_have_several_classes():
+    """31 people, who do seven things unequally often, as in a set of tennis strokes."""
+    rng, videos = random.Random(0), []
+    people = [rng.random() ** 2 + 0.05 for _ in range(31)]
+    for i in range(371):
+        person = rng.choices(range(31), people)[0]
+        videos.append(Video(f"v{i}", (person + int(rng.expovariate(0.5))) % 7, f"p{person}"))
+    for seed in range(3):
+        train, test = hold_out(videos, 0.2, seed)
+        assert not {v.group for v in train} & {v.group for v in test}
+        assert 0.15 <= len(test) / len(videos) <= 0.25
+        rest, val = hold_out(train, 0.1, seed)
+        assert 0.05 <= len(val) / len(train) <= 0.15
+        assert {v.label for v in rest} == set(range(7))
+
+
+def test_many_videos_are_divided_in_seconds():
+    videos = [Video(f"v{i}", i % 101, f"v{i}") for i in range(64000)]
+    started = time.process_time()
+    _, held = hold_out(videos, 0.2, 0)
+    assert time.process_time() - started < 10  # it took 290 s
+    assert 0.19 < len(held) / len(videos) < 0.21
+
+
+# ==== leaks ====
+
+
+def scenes(root, group):
+    """12 scenes of their own colours, three videos each; group: name of a video (scene, number)."""
+    for scene in range(12):
+        colour = np.random.default_rng(scene).random(3)
+        for number in range(3):
+            draw_frames(root / "ab"[number % 2] / group(scene, number), colour)
+
+
+def test_a_recording_in_two_lists_is_found(tmp_path, capsys):
+    """Grouped by scene, but for one scene, whose third video has a group of its own."""
+    scenes(tmp_path / "frames", lambda s, n: f"{99 if (s, n) == (4, 2) else s}_s{s}n{n}")
+    flags = "--group-pattern", r"^(\d+)_", "--test-groups", "99,1,2"
+    split_folder(tmp_path, *flags, "--val-fraction", 0)
+    out = capsys.readouterr().out
+    pairs = {
+        line.split()[1] + " " + line.split()[4] for line in out.splitlines() if "(test)" in line
+    }
+    assert pairs == {"a/4_s4n0 a/99_s4n2", "b/4_s4n1 a/99_s4n2"}, out
+    assert "do not look alike" not in out
+    suggested = tmp_path / "splits" / "suggested_groups.csv"
+    assert f"--groups {suggested}" in out
+    lists, _ = split_folder(tmp_path, "--groups", suggested)
+    assert "look as if" not in capsys.readouterr().out
+    for names in ({name for name, _ in videos} for videos in lists.values()):
+        assert len({name for name in names if "_s4" in name}) in (0, 3)
+
+
+def test_a_number_of_clips_taken_for_a_recording_is_noticed(tmp_path, capsys):
+    scenes(tmp_path / "frames", lambda s, n: f"{(s + 4 * n) % 12}_s{s}n{n}")
+    split_folder(tmp_path, "--group-pattern", r"^(\d+)_")
+    assert "the videos of a group do not look alike" in capsys.readouterr().out
+    split_folder(tmp_path, "--group-pattern", r"s(\d+)n")
+    out = capsys.readouterr().out
+    assert "warning" not in out and "12 groups of 3 videos" in out
+
+
+def test_videos_of_one_camera_are_no_suspects(tmp_path, capsys):
+    for index in range(60):
+        draw_frames(tmp_path / "frames" / "ab"[index % 2] / f"v{index}", (0.4, 0.5, 0.3))
+    split_folder(tmp_path)
+    out = capsys.readouterr().out
+    assert "most videos look alike" in out and "warning" not in out
+
+
+@pytest.mark.parametrize(("pattern", "is_right"), [(r"_(\d+)_", True), (r"^(\d+)_", False)])
+def test_groupings_of_real_clips(tmp_path, data, capsys, pattern, is_right):
+    """UT-Interaction: the second number names the recording, the first is that of a clip."""
+    for video in sorted(data("ut_interaction").glob("*/*.avi")):
+        capture = cv2.VideoCapture(str(video))
+        folder = tmp_path / "frames" / video.parent.name / video.stem
+        folder.mkdir(parents=True)
+        frame = cv2.resize(capture.read()[1], (64, 64), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(folder / "000000.jpg"), frame)
+    split_folder(tmp_path, "--group-pattern", pattern)
+    assert ("warning" not in capsys.readouterr().out) == is_right

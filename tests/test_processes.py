@@ -20,6 +20,7 @@ from helpers import (
 from torch.distributed import TCPStore
 
 import losses
+from datasets.loaders import allow_open_files
 from utils import distributed
 from utils.errors import UserError, exit_on_user_error
 
@@ -141,6 +142,29 @@ def test_a_dead_loader_worker_is_named(demo, tmp_path, start_script):
     lines = process.stderr.splitlines()
     [line] = [line for line in lines if line.startswith("train.py: ")]
     assert "a process that reads frames was killed" in line and "--workers" in line
+
+
+def limit_open_files():
+    """Enough to import the script, but not for the batches of a worker."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (70, 70))
+
+
+def test_too_low_a_limit_of_open_files_is_refused(demo, tmp_path, run_script):
+    """PyTorch waited for ever."""
+    command = train_command(demo, tmp_path / "run")
+    error = run_script(*command, patch=limit_open_files, status=1).stderr
+    assert "may open only 70 files here, but 74 are needed" in error.splitlines()[-1]
+
+
+def test_the_limit_of_open_files_is_raised_where_the_system_allows_it():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (70, limits[1]))
+        for count, expected in ((40, 70), (80, 80), (75, 80)):
+            allow_open_files(count)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (expected, limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def limit_memory():
