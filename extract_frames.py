@@ -5,7 +5,8 @@
 <videos>/<class>/<name>.avi becomes <frames>/<class>/<name>/000000.jpg, ...: by
 default 32 frames spread evenly over the whole video. Rerun it at any time: only
 new, changed and incomplete videos are extracted. Videos that cannot be read are
-listed with the reasons in <frames>/failures.csv.
+listed with the reasons in <frames>/failures.csv, and all others with frames,
+seconds and size in <frames>/videos.csv.
 """
 
 from utils.errors import die_on_ctrl_c
@@ -32,6 +33,7 @@ from datasets.frame_folders import (
     move_away,
     publish,
     run_folder,
+    write_table,
 )
 from datasets.process_pool import run_jobs
 from datasets.video import VideoError, iterate_video, sample_video
@@ -159,13 +161,24 @@ def extract_video(job, settings):
         temporary.mkdir(parents=True)
         source = describe(video)  # first: if the file changes now, the next run notices
         frames = sample_video(video, num_frames, size) if num_frames else iterate_video(video, size)
-        for index, frame in enumerate(frames):
-            write_frame(temporary, index, frame, quality)
-        publish(temporary, folder, {**source, "frames": index + 1})
+        count, decoded = write_frames(temporary, frames, quality)
+        publish(temporary, folder, {**source, "frames": count, **decoded})
     except (UserError, OSError, cv2.error) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         return getattr(error, "errno", None) in DISK_ERRORS, " ".join(str(error).split())
     return False, None
+
+
+def write_frames(folder, frames, quality):
+    """Write the frames of a generator. Returns (their number, what the generator returns)."""
+    count = 0
+    while True:
+        try:
+            frame = next(frames)
+        except StopIteration as end:
+            return count, end.value
+        write_frame(folder, count, frame, quality)
+        count += 1
 
 
 def write_frame(folder, index, frame, quality):
@@ -240,6 +253,7 @@ def main(args):
         remove_stale_frames(failures, folders, run, args.num_frames)
         named = {str(video.relative_to(args.videos)): reason for video, reason in failures.items()}
         write_failures(args.frames / name, named)
+        write_table(args.frames / name.replace("failures", "videos"), folders)
 
     # ==== report ====
     report(states, failures, num_ignored)

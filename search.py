@@ -1,13 +1,14 @@
-"""Find videos of the same action by the Hamming distance of their codes.
+"""Find moments of the same action by the Hamming distance of their codes.
 
     python search.py index --checkpoint runs/demo/best.pt \\
         --videos data/demo/videos --output data/demo/index
     python search.py query --index data/demo/index \\
         --video clip.mp4 --top 8 --html found.html
 
-`index` encodes all videos below a folder. The same command updates the index:
-it encodes only new and changed videos, also after an interruption. `query`
-prints the rank, distance in bits, class and path of the nearest videos.
+`index` encodes all videos below a folder; of a long video each window of some
+seconds. The same command updates the index: it encodes only new and changed
+videos, also after an interruption. `query` prints the rank, distance in bits,
+class, time and path of the nearest moments.
 """
 
 from utils.errors import die_on_ctrl_c
@@ -26,8 +27,13 @@ from utils.config import Parser
 def build_parser():
     parser = Parser(__doc__)
     add_index_flags(parser.command("index", "Encode the videos below a folder."))
-    add_query_flags(parser.command("query", "Find the videos nearest to a query video."))
+    add_query_flags(parser.command("query", "Find the moments nearest to a query video."))
     return parser
+
+
+def seconds_or_whole(text):
+    """argparse type: seconds above 0, or "whole", which is returned as infinity."""
+    return float("inf") if text == "whole" else number(float, above=0)(text)
 
 
 def add_index_flags(parser):
@@ -37,6 +43,15 @@ def add_index_flags(parser):
     add("--checkpoint", required=True, metavar="RUN", help=checkpoint)
     add("--videos", **folder, help="videos at any depth below it")
     add("--output", **folder, help="index folder; an index in it is updated")
+    add(
+        "--window",
+        type=seconds_or_whole,
+        metavar="SECONDS",
+        help="a video longer than two windows gets a code for each; `whole`: one code per video. "
+        "Default: the median duration of the training clips",
+    )
+    stride = "seconds from one window to the next; default: half a window"
+    add("--stride", type=number(float, above=0), metavar="SECONDS", help=stride)
     add_encoder_flags(parser)
 
 
@@ -45,14 +60,20 @@ def add_query_flags(parser):
     count = number(int, least=1)
     start = {"type": number(float, least=0), "default": 0.0, "metavar": "SECONDS"}
     end = {"type": number(float, above=0), "metavar": "SECONDS"}
-    add("--index", required=True, type=Path, metavar="DIR", help="what `search.py index` wrote")
+    index = "what `search.py index` wrote, also s3://...; several are searched as one"
+    add("--index", required=True, nargs="+", metavar="DIR", help=index)
     add("--video", required=True, nargs="+", metavar="FILE", help="query videos")
+    add("--videos", metavar="DIR", help="the folder of the indexed videos, if it was moved")
     add("--top", type=count, default=10, help="results per query")
+    add("--per-video", action="store_true", help="only the nearest moment of each video")
+    add("--class", dest="class_name", metavar="NAME", help="only moments of this class")
+    path = "only videos whose path below their folder matches, such as 'holiday/*'"
+    add("--path", metavar="GLOB", help=path)
     add("--exclude-query", action="store_true", help="omit the query itself from the results")
     add("--start", **start, help="use the query video from this time on")
     add("--end", **end, help="use the query video up to this time (default: to its end)")
     rerank = "sort the nearest N by the distance of the real-valued query code (asymmetric)"
-    add("--rerank", type=count, metavar="N", help=rerank)
+    add("--rerank", type=count, default=0, metavar="N", help=rerank)
     add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
     add("--json", action="store_true", help="print JSON")
     add("--html", type=Path, metavar="FILE", help="also write a page with animated previews")
@@ -70,7 +91,11 @@ def add_encoder_flags(parser):
     add("--threads", type=count, help="CPU threads of PyTorch (default: all cores)")
     add("--batch-size", type=count, default=16, help="clips per batch")
     timeout = {"type": number(float, above=0), "default": 600, "metavar": "SECONDS"}
-    add("--timeout", **timeout, help="limit per video; videos over the limit are skipped")
+    add(
+        "--timeout",
+        **timeout,
+        help="limit per video, or per window of a long one; slower ones are skipped",
+    )
 
 
 if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
@@ -83,23 +108,31 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
 from datasets.process_pool import run_jobs
 from datasets.transforms import prepare
-from datasets.video import VideoError, read_clip, read_video
+from datasets.video import VideoError, read_clips, read_video
 from datasets.video_files import find_videos
 from models import build_saved_model
+from reports.moments import format_search, format_times
 from reports.page import PREVIEW_HEIGHT, preview, write_page
-from retrieval.codes import binarize
-from retrieval.encode import build_encoder
-from retrieval.index import Index, IndexFileError, check_index_folder, write_index
-from retrieval.index_update import append_to_journal, encoded_videos, journal_path, plan_update
+from retrieval.answers import Options, answer_query
+from retrieval.encode import build_encoder, encode_windows
+from retrieval.index import Index, IndexFileError
+from retrieval.index_update import (
+    Appender,
+    check_index_folder,
+    clean,
+    compact,
+    delete_videos,
+    open_for_update,
+    plan_update,
+    recorded_metadata,
+)
 from utils import distributed
 from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from utils.device import set_threads
@@ -108,6 +141,7 @@ from utils.files import check_writable, file_lock, write_failures
 from utils.terminal import progress, safe_streams
 
 PREVIEW_FRAMES = 8
+WINDOW = 5.0  # seconds, for checkpoints that do not know the duration of their training clips
 
 
 # ==== encoding video files ====
@@ -120,6 +154,8 @@ class Encoder(NamedTuple):
     preprocessing: dict[str, Any]
     classes: list[str]
     metadata: dict[str, Any]  # what must be equal for two encoders to give the same codes
+    clip_seconds: float | None  # median duration of the training clips
+    neighbours: list[int] | None  # validation clips by the distance of their nearest neighbour
 
 
 def load_encoder(path, device, amp):
@@ -145,25 +181,22 @@ def load_encoder(path, device, amp):
         "preprocessing": preprocessing,
     }
     encode = build_encoder(model, transform, device, amp)
-    return Encoder(encode, preprocessing, checkpoint["classes"], metadata)
+    known = (checkpoint.get(key) for key in ("clip_seconds", "neighbours"))
+    return Encoder(encode, preprocessing, checkpoint["classes"], metadata, *known)
 
 
-def encode_videos(paths, encoder, args, start=0.0, end=math.inf):
-    """Decode video files in worker processes and encode them, a batch at a time.
+def encode_videos(paths, encoder, args, window, stride, start=0.0, end=math.inf):
+    """Decode video files in worker processes and encode their windows, a batch at a time.
 
-    start, end: the seconds of each video to use.
-    Yields for each batch ({path: approximate code (K,) on the CPU}, {path: reason of failure}).
+    window, stride: seconds, see `datasets.video.read_windows`. start, end: the seconds of each
+    video to use. Yields (path, list of (start, end, approximate code (K,)), reason of failure or
+    None) for each video.
     """
-    read = partial(read_clip, preprocessing=encoder.preprocessing, start=start, end=end)
-    results = run_jobs(read, paths, args.workers, args.timeout)
-    results = iter(progress(results, "encoding", len(paths), "video", is_shown=len(paths) > 1))
-    while batch := list(islice(results, args.batch_size)):
-        clips = {path: clip for path, clip, failure in batch if failure is None}
-        codes = {}
-        if clips:
-            values = encoder.encode(torch.from_numpy(np.stack(list(clips.values())))).cpu()
-            codes = dict(zip(clips, values, strict=True))
-        yield codes, {path: failure for path, _, failure in batch if failure is not None}
+    limits = {"window": window, "stride": stride, "start": start, "end": end}
+    read = partial(read_clips, preprocessing=encoder.preprocessing, **limits)
+    clips = run_jobs(read, paths, args.workers, args.timeout)
+    videos = encode_windows(clips, encoder.encode, args.batch_size)
+    return progress(videos, "encoding", len(paths), "video", is_shown=len(paths) > 1)
 
 
 # ==== index ====
@@ -173,61 +206,97 @@ def index_videos(device, args):
     """Make or update an index. Returns the exit status: 1 if a video could not be read."""
     checkpoint = find_checkpoint(args.checkpoint)
     encoder = load_encoder(checkpoint, device, args.amp)
-    plan = None
-    if distributed.is_main():  # before any process writes to its journal
-        encoded = encoded_videos(args.output, encoder.metadata)
-        paths = find_videos(args.videos)
-        plan = *plan_update(args.videos, paths, encoded), len(encoded.keys() - set(paths))
-        args.output.mkdir(parents=True, exist_ok=True)
-    unchanged, todo, num_removed = distributed.gather(plan)[0]
+    plan = start_update(checkpoint, encoder, args) if distributed.is_main() else None
+    metadata, num_unchanged, todo, num_gone = distributed.gather(plan)[0]
     records = todo[distributed.rank() :: distributed.world_size()]
-    results = distributed.gather(encode_records(records, encoder, args))
+    results = distributed.gather(encode_records(records, encoder, metadata, args))
     if not distributed.is_main():
         return 0
 
-    encoded = [record for records, _ in results for record in records]
-    failures = {path: reason for _, failed in results for path, reason in failed.items()}
+    failures = {path: reason for failed in results for path, reason in failed.items()}
     failures_path = args.output / "failures.csv"
     write_failures(failures_path, failures)
-    if not unchanged + encoded:
+    num_moments = compact(args.output)
+    clean(args.output, is_alone=True)
+    if not num_moments:
         raise IndexFileError(f"no video could be read; see {failures_path}")
-    folders = {"checkpoint": os.path.abspath(checkpoint), "videos": os.path.abspath(args.videos)}
-    write_index(args.output, {**encoder.metadata, **folders}, unchanged + encoded)
+    num_encoded = len(todo) - len(failures)
     print(
-        f"{len(unchanged + encoded)} videos in {printable(args.output)}: {len(encoded)} encoded, "
-        f"{len(unchanged)} already there, {num_removed} removed, {len(failures)} failed"
+        f"{num_unchanged + num_encoded} videos in {printable(args.output)}: {num_encoded} encoded, "
+        f"{num_unchanged} already there, {num_gone} removed, {len(failures)} failed; "
+        f"{num_moments} moments"
     )
     if failures:
         print(printable(f"search.py: the reasons are in {failures_path}"), file=sys.stderr)
     return int(bool(failures))
 
 
-def encode_records(todo, encoder, args):
-    """Encode the videos of the records `todo`, and append each batch to this process's journal.
+def start_update(checkpoint, encoder, args):
+    """Open or make the index, and delete the rows of videos that changed or are gone.
 
-    Returns (encoded records, {path below --videos: reason of failure}).
+    Returns (its metadata, number of unchanged videos, records to encode, number that are gone).
+    """
+    paths = find_videos(args.videos)
+    window, stride = choose_windows(encoder, args)
+    metadata = {
+        **encoder.metadata,
+        "window": None if math.isinf(window) else window,
+        "stride": None if math.isinf(window) else stride,
+        "neighbours": encoder.neighbours,
+        "checkpoint": os.path.abspath(checkpoint),
+        "videos": os.path.abspath(args.videos),
+    }
+    table = open_for_update(args.output, metadata)
+    num_unchanged, todo, gone, changed = plan_update(args.videos, paths, table)
+    delete_videos(args.output, gone + changed)
+    return metadata, num_unchanged, todo, len(gone)
+
+
+def choose_windows(encoder, args):
+    """(window, stride) in seconds: of the flags, else of the index, else of the checkpoint."""
+    earlier = recorded_metadata(args.output)
+    window, stride = args.window, args.stride
+    if window is None and earlier:
+        window = earlier["window"] or math.inf
+        stride = stride or earlier["stride"]
+    if window is None:
+        window = encoder.clip_seconds
+    if window is None:
+        window = WINDOW
+        print(
+            f"note: the checkpoint does not say how long its training clips are; windows of "
+            f"{WINDOW:g} s are used (--window)",
+            file=sys.stderr,
+        )
+    return window, stride or window / 2
+
+
+def encode_records(todo, encoder, metadata, args):
+    """Encode the videos of the records `todo` and append their moments to the index.
+
+    Returns {path below --videos: reason of failure}.
     """
     records = {str(args.videos / record["path"]): record for record in todo}
-    encoded, failures = [], {}
-    path = journal_path(args.output, encoder.metadata, distributed.rank())
-    with open(path, "a", encoding="ascii") as journal:
-        for codes, failed in encode_videos(records, encoder, args):
-            batch = [
-                complete_record(records[path], code, encoder.classes)
-                for path, code in codes.items()
-            ]
-            append_to_journal(journal, batch)
-            encoded += batch
-            failures |= {records[path]["path"]: reason for path, reason in failed.items()}
-    return encoded, failures
+    window = metadata["window"] or math.inf
+    stride = metadata["stride"] or math.inf
+    failures, appender = {}, Appender(args.output, metadata, distributed.is_main())
+    for path, moments, failure in encode_videos(records, encoder, args, window, stride):
+        if failure is None:
+            appender.add(make_rows(records[path], moments, encoder.classes))
+        else:
+            failures[records[path]["path"]] = failure
+    appender.flush()
+    return failures
 
 
-def complete_record(record, code, classes):
-    """A record with its class, None if it is unknown, and its binary code."""
+def make_rows(record, moments, classes):
+    """The rows of a video: its record with the class, None if it is unknown, times and codes."""
     folder = os.path.basename(os.path.dirname(record["path"]))
-    name = folder if folder in classes else None
-    bits = np.packbits(binarize(code).numpy())
-    return {**record, "class": name, "code": bits.tobytes().hex()}
+    record = {**record, "class": folder if folder in classes else None}
+    return [
+        {**record, "start": start, "end": end, "code": np.packbits(code >= 0).tobytes()}
+        for start, end, code in moments
+    ]
 
 
 # ==== query ====
@@ -240,88 +309,67 @@ def query_videos(device, args):
         raise UserError(f"--start {args.start:g} is not before --end {end:g}")
     if args.html:
         check_page(args.html)
-    index = Index(args.index)
-    encoder = load_index_encoder(index, device, args)
-    codes, failures = {}, {}
-    for batch, failed in encode_videos(dict.fromkeys(args.video), encoder, args, args.start, end):
-        codes |= batch
-        failures |= failed
-    for path, reason in failures.items():
-        print(printable(f"search.py: {path}: {reason}"), file=sys.stderr)
-    searches = [
-        {"path": path, "class": None, "results": search(index, path, codes[path], args)}
-        for path in dict.fromkeys(args.video)
-        if path in codes
-    ]
+    indexes = [Index(location, args.videos) for location in args.index]
+    encoder = load_index_encoder(indexes, device, args)
+    options = Options(
+        top=args.top,
+        per_video=args.per_video,
+        exclude_query=args.exclude_query,
+        class_name=args.class_name,
+        path=args.path,
+        rerank=args.rerank,
+        mix_ties=not args.json,
+    )
+    paths = dict.fromkeys(args.video)
+    window = indexes[0].metadata["window"] or math.inf
+    stride = indexes[0].metadata["stride"] or math.inf
+    searches, num_failed = dict.fromkeys(paths), 0
+    for path, parts, reason in encode_videos(paths, encoder, args, window, stride, args.start, end):
+        if reason is None:
+            searches[path] = answer_query(indexes, path, parts, options)
+        else:
+            num_failed += 1
+            print(printable(f"search.py: {path}: {reason}"), file=sys.stderr)
+    searches = [shorten_paths(found) for found in searches.values() if found]
     if args.html and searches:
-        write_search_page(args.html, searches, args.start, end, args)
+        write_search_page(args.html, searches, args)
     if args.json:
         print(json.dumps(searches, indent=2))
     else:
-        print_results(searches)
-    return int(bool(failures))
+        print("".join(map(format_search, searches)), end="")
+    return int(num_failed > 0)
 
 
-def load_index_encoder(index, device, args):
-    """The encoder that made `index`. Raises UserError if --checkpoint is another one."""
+def load_index_encoder(indexes, device, args):
+    """The encoder that made all `indexes`. Raises UserError if --checkpoint is another one."""
+    index = indexes[0]
     recorded = Path(index.metadata["checkpoint"])
     if not args.checkpoint and not recorded.is_file():
         raise IndexFileError(
-            f"{args.index}: its checkpoint {recorded} is missing; if it was moved, set --checkpoint"
+            f"{index.location}: its checkpoint {recorded} is missing; if it was moved, set "
+            "--checkpoint"
         )
     path = find_checkpoint(args.checkpoint or recorded)
     encoder = load_encoder(path, device, args.amp)
-    if any(index.metadata[key] != value for key, value in encoder.metadata.items()):
-        raise IndexFileError(
-            f"{args.index}: made with another checkpoint than {path}; its SHA-256 begins with "
-            f"{index.metadata['checkpoint_sha256'][:12]}"
-        )
+    for index in indexes:
+        if any(index.metadata[key] != value for key, value in encoder.metadata.items()):
+            raise IndexFileError(
+                f"{index.location}: made with another checkpoint than {path}; its SHA-256 begins "
+                f"with {index.metadata['checkpoint_sha256'][:12]}"
+            )
     return encoder
 
 
-def search(index, query, code, args):
-    """The results of one query: list of dicts with rank, distance, class and path.
-
-    query: path of the video. code: its approximate code (K,).
-    """
-    wanted = max(args.top, args.rerank or 0) + args.exclude_query
-    rows, distances = index.search(binarize(code)[None].numpy(), wanted)
-    results = {}
-    for row, distance in zip(rows[0].tolist(), distances[0].tolist(), strict=True):
-        video = index.video(row)
-        path = shorten(os.path.join(index.metadata["videos"], video["path"]))
-        if not (args.exclude_query and is_same_file(query, path)):
-            results[row] = {"distance": distance, "class": video["class"], "path": path}
-    rows = np.array(list(results), int)
-    if args.rerank:
-        first, others = rows[: args.rerank], rows[args.rerank :]
-        rows = np.concatenate([index.rerank(code.numpy(), first), others])
-    nearest = rows[: args.top].tolist()
-    return [{"rank": rank, **results[row]} for rank, row in enumerate(nearest, start=1)]
+def shorten_paths(found):
+    """An answer whose paths are relative to the current folder where they are below it."""
+    results = [{**result, "path": shorten(result["path"])} for result in found["results"]]
+    return {**found, "results": results}
 
 
 def shorten(path):
     """A path relative to the current folder, if it is below it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
-
-
-def is_same_file(path, other):
-    try:
-        return os.path.samefile(path, other)
-    except (OSError, ValueError):  # no such file, or no possible name
-        return False
-
-
-def print_results(searches):
-    results = [result for found in searches for result in found["results"]]
-    classes = [printable(result["class"] or "-") for result in results]
-    width = max(map(len, ["class", *classes]))
-    for found in searches:
-        print(f"\n{printable(found['path'])}\nrank  bits  {'class':<{width}}  path")
-        for r in found["results"]:
-            name = printable(r["class"] or "-")
-            print(f"{r['rank']:>4}  {r['distance']:>4}  {name:<{width}}  {printable(r['path'])}")
 
 
 # ==== page ====
@@ -334,29 +382,32 @@ def check_page(path):
     check_writable(path.parent, "--html")
 
 
-def write_search_page(page, searches, start, end, args):
+def write_search_page(page, searches, args):
     """Write the results as a page with animated previews; a video that is gone has none."""
-    queries = read_previews([found["path"] for found in searches], args, start, end)
-    paths = sorted({result["path"] for found in searches for result in found["results"]})
-    previews = read_previews(paths, args)
-    shown = []
-    for found in searches:
-        results = [{**result, "preview": previews[result["path"]]} for result in found["results"]]
-        shown.append({**found, "preview": queries[found["path"]], "results": results})
-    write_page(page, "Videos of the same action", shown)
+    moments = [(found["path"], found["start"], found["end"]) for found in searches]
+    results = [result for found in searches for result in found["results"]]
+    moments += [(result["path"], result["start"], result["end"]) for result in results]
+    jobs = list(dict.fromkeys(moments))
+    previews = run_jobs(read_preview, jobs, args.workers, args.timeout)
+    previews = progress(previews, "previews", len(jobs), "moment", leave=False)
+    previews = {job: uri for job, uri, _ in previews}
+
+    def with_preview(moment):
+        start, end = moment["start"], moment["end"]
+        preview = previews[moment["path"], start, end]
+        return {**moment, "preview": preview, "time": format_times(start, end)}
+
+    shown = [
+        {**with_preview(found), "results": [with_preview(result) for result in found["results"]]}
+        for found in searches
+    ]
+    write_page(page, "Moments of the same action", shown)
 
 
-def read_previews(paths, args, start=0.0, end=math.inf):
-    """The previews of videos, read in worker processes: {path: data URI or None}."""
-    read = partial(read_preview, start=start, end=end)
-    results = run_jobs(read, paths, args.workers, args.timeout)
-    results = progress(results, "previews", len(paths), "video", leave=False)
-    return {path: uri for path, uri, _ in results}
-
-
-def read_preview(path, start, end):
-    """(data URI, None) of a video, or (None, reason). Runs in a worker process."""
+def read_preview(moment):
+    """(data URI, None) of a moment (path, start, end), or (None, reason). In a worker process."""
     cv2.setNumThreads(1)
+    path, start, end = moment
     try:
         size = (PREVIEW_HEIGHT, None)  # the aspect ratio that a player shows
         return preview(read_video(path, PREVIEW_FRAMES, size, start, end)), None

@@ -32,6 +32,7 @@ import yaml
 
 from datasets.cache import CachedDataset, build_cache
 from datasets.features import hash_features, read_features
+from datasets.frame_folders import median_seconds
 from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader, build_loaders
 from datasets.samplers import fit_batch_shape
@@ -52,6 +53,7 @@ from reports.figures import precision_at_figure, precision_recall_figure
 from reports.run_log import RunLog, log_environment
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
+from retrieval.hamming import count_nearest
 from retrieval.metrics import evaluate
 from utils import distributed
 from utils.device import mixed_precision, set_deterministic, set_threads, to_device
@@ -154,6 +156,7 @@ def build_transforms(args, train_set, normalisation):
         "frame_size": list(train_set.frame_size[:2]),
         "size": args.size,
         "crop": args.crop,
+        "input": args.input,
         **normalisation,
     }
     train_transform = partial(
@@ -302,14 +305,18 @@ def has_diverged(what, step, args):
 
 
 def validate(model, eval_loaders, transform, device, args):
-    """Metrics of `evaluate`: validation clips are queries, training clips are the database."""
+    """(metrics of `evaluate`, number of queries by the distance of their nearest item).
+
+    Validation clips are queries, training clips are the database.
+    """
     encoder = build_encoder(model, transform, device, args.amp)
     codes, labels = [], []
     for loader in eval_loaders:
         rows = encode(encoder, loader, "validating")
         codes.append(binarize(distributed.gather_rows(rows, len(loader.dataset))))
         labels.append(torch.tensor(loader.dataset.labels))
-    return evaluate(codes[0], labels[0], codes[1], labels[1])
+    nearest = count_nearest(*codes).tolist()
+    return evaluate(codes[0], labels[0], codes[1], labels[1]), nearest
 
 
 # ==== the run folder ====
@@ -416,7 +423,7 @@ def prepare_model(train_set, args, device):
     torch.manual_seed(args.seed)
     settings = {key: getattr(args, key) for key in NETWORK_FLAGS}
     model, settings, normalisation, source = build_initial_model(
-        settings, args.pretrained, args.normalisation
+        settings, args.pretrained, args.normalisation, args.input
     )
     if args.sync_batch_norm:
         if device.type != "cuda":
@@ -479,12 +486,12 @@ def main(args):
     state = build_train_state(model, len(train_loader), device, args)
 
     # ==== run folder ====
+    metadata |= {"preprocessing": preprocessing, "classes": classes}
     metadata |= {
-        "preprocessing": preprocessing,
-        "classes": classes,
         "settings": run_settings(args),
         "data": describe_data(train_set, val_set, args),
         "videos": {"train": train_set.names, "val": val_set.names},
+        "clip_seconds": args.frames and median_seconds(args.frames, train_set.names),
     }
     checkpoints = RunCheckpoints(args.output, state, metadata)
     log = open_run(checkpoints, device, args)
@@ -502,16 +509,16 @@ def main(args):
         check_weights(state, (state.epoch + 1) * len(train_loader), args)
         collapsed = watch_collapse(record, collapsed, args)
         is_last = state.epoch + 1 == args.epochs
-        is_best, metrics = is_last and not len(val_set), None
+        is_best, metrics, nearest = is_last and not len(val_set), None, None
         if len(val_set) and (is_last or (state.epoch + 1) % args.eval_every == 0):
             with timer.saving_on_signal(checkpoints):
-                metrics = validate(model, eval_loaders, test_transform, device, args)
+                metrics, nearest = validate(model, eval_loaders, test_transform, device, args)
             is_best = metrics["map"] >= state.best_map  # if equal, the one trained for longer
             state.best_map = max(state.best_map, metrics["map"])
         state.epoch, state.batch, state.totals = state.epoch + 1, 0, ()
         log_epoch(log, record, metrics, args)
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
-            checkpoints.save_best()
+            checkpoints.save_best(nearest)
         checkpoints.save_last()
     print_main(describe_end(checkpoints.folder, val_set))
 

@@ -33,8 +33,8 @@ import av
 import cv2
 import numpy as np
 
+from datasets.sampling import even_positions
 from datasets.synthetic import make_dataset
-from datasets.video import even_positions
 from datasets.video_files import find_class_videos
 from extract_frames import extract_video, write_frame
 from utils.argtypes import number

@@ -16,8 +16,8 @@ from pathlib import Path
 import cv2
 
 from datasets.process_pool import end_with_parent
+from datasets.sampling import even_positions
 from datasets.synthetic import class_names, render_clip
-from datasets.video import even_positions
 from utils.argtypes import number, processors
 from utils.config import Parser
 

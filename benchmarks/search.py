@@ -7,19 +7,17 @@ IndexBinaryFlat is what search.py uses. Brute force in NumPy is an exclusive or,
 a count of bits (numpy.bitwise_count) and a partition; both find the same
 distances. The inverted file (IndexBinaryIVF) is approximate: its recall of the
 ten is printed. The codes are drawn around 1,000 centres, as trained codes lie
-around classes. Medians of --runs; the ways alternate. --open also times how
-search.py opens an index, and the checksums in that.
+around classes. Medians of --runs; the ways alternate. For whole indexes see
+benchmarks/index.py.
 """
 
 import math
 import statistics
-import tempfile
 import time
 
 import faiss
 import numpy as np
 
-from retrieval.index import Index, name_generation, write_index
 from utils.argtypes import number
 from utils.config import Parser
 
@@ -70,27 +68,6 @@ def time_ways(ways, queries, runs):
     return {name: statistics.median(values) for name, values in times.items()}, found
 
 
-def time_opening(codes, bits, runs):
-    """Seconds to open an index of these codes, and to compute its checksum: two medians."""
-    videos = [
-        {"path": f"class/v_class_g01_c{row:08}.avi", "size": row, "mtime_ns": row, "class": "class"}
-        for row in range(len(codes))
-    ]
-    videos = [{**v, "code": code.tobytes().hex()} for v, code in zip(videos, codes, strict=True)]
-    others = {"checkpoint_sha256": "", "preprocessing": {}, "checkpoint": "", "videos": ""}
-    opening, checksums = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        write_index(folder, {"bits": bits, **others}, videos)
-        for _ in range(runs):
-            started = time.perf_counter()
-            index = Index(folder)
-            opened = time.perf_counter()
-            name_generation(index.packed, index.lines)
-            opening.append(opened - started)
-            checksums.append(time.perf_counter() - opened)
-    return statistics.median(opening), statistics.median(checksums)
-
-
 def main():
     parser = Parser(__doc__)
     parser.add("--codes", type=number(int, least=1000), default=1_000_000, help="database size")
@@ -98,7 +75,6 @@ def main():
     parser.add("--top", type=number(int, least=1), default=10, help="results per query")
     parser.add("--runs", type=number(int, least=1), default=9, help="timed runs")
     parser.add("--ivf", action="store_true", help="also an inverted file")
-    parser.add("--open", action="store_true", help="also time how an index is opened")
     args = parser.parse_args()
     drawn = draw_codes(args.codes + 100, args.bits, np.random.default_rng(0))
     codes, queries = drawn[100:], drawn[:100]
@@ -123,11 +99,6 @@ def main():
             recall = (is_near.sum(axis=1) / args.top).mean()
             ratio = medians["NumPy"] / median
             print(ROW.format(name, count, f"{median:.2f}", f"{ratio:.1f}", f"{recall:.3f}"))
-    if args.open:
-        opening, checksums = time_opening(codes, args.bits, args.runs)
-        print(
-            f"opening an index of {len(codes)} videos: {opening:.3f} s, checksums {checksums:.3f} s"
-        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ NORMALISATIONS = (
     *("kinetics400", "hara2018", "hara2017"),
     *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2"),
 )
+INPUTS = ("rgb", "motion")
 CACHE_LOCATIONS = ("none", "disk", "ram", "device")
 MEMORY_FLAGS = "--classes-per-batch, --clip-frames, --size or --width"
 
@@ -47,6 +48,8 @@ def parse_train_flags(doc, argv=None):
         parser.error("--crop-scale: LEAST must not be above MOST")
     if args.margin is None and args.distance != "hamming":
         parser.error(f"--distance {args.distance} needs --margin, in units of that distance")
+    if args.input == "motion" and args.clip_frames < 2:
+        parser.error("--input motion needs --clip-frames of at least 2")
     args.margin = args.margin or args.bits / 8
     words = sys.argv[1:] if argv is None else argv
     args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
@@ -265,6 +268,13 @@ def add_clip_flags(parser):
     parser.group("clips and augmentation")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
+    add(
+        "--input",
+        choices=INPUTS,
+        default="rgb",
+        help="rgb: the frames; motion: the differences of consecutive frames, which show movement "
+        "and hide a still background; for few clips of a fixed camera",
+    )
     add(
         "--size",
         type=number(int, least=16),

@@ -6,13 +6,17 @@ both complete or both absent, whenever a run is killed.
 """
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import platform
 import re
 import shutil
+import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils import schema
@@ -29,8 +33,13 @@ MOST_FRAMES = 10**7  # of a video: days
 SETTINGS = schema.record({"num_frames": schema.whole(0, MOST_FRAMES)}, others=schema.plain)
 RECORD_SCHEMA = schema.record(
     {"frames": schema.whole(1, MOST_FRAMES)},
-    {"video": schema.text, "size": schema.whole(), "mtime_ns": schema.whole(-(2**63), 2**63)},
+    {
+        **{"video": schema.text, "size": schema.whole(), "mtime_ns": schema.whole(-(2**63), 2**63)},
+        **{name: schema.whole(1, MOST_FRAMES) for name in ("decoded", "width", "height")},
+        "seconds": schema.real(above=0),
+    },
 )
+TABLE_KEYS = ("decoded", "seconds", "width", "height")  # of a record
 OUR_FILES = re.compile(r"\d{6,}\.jpg|video\.json|\..*")
 
 
@@ -81,8 +90,9 @@ def describe(video):
 def read_record(folder):
     """The record of a frame folder, or None if there is none or it is damaged.
 
-    A dict with video (file name), size (bytes) and mtime_ns of the file, and frames (how many);
-    other keys are allowed. Earlier versions of extract_frames.py wrote no record.
+    A dict with video (file name), size (bytes) and mtime_ns of the file, frames (how many), and
+    what was decoded: decoded (number of frames), seconds, width, height. Other keys are allowed.
+    Earlier versions of extract_frames.py wrote no record, or one without what was decoded.
     """
     try:
         return read_json(Path(folder) / RECORD, RECORD_SCHEMA)
@@ -140,6 +150,26 @@ def find_state(video, folder, num_frames):
     if not numbers or not _is_range(numbers, expected):
         return "incomplete"
     return "complete" if record else "unrecorded"
+
+
+def median_seconds(frames, names):
+    """The median duration of videos by the records of their frame folders, or None without them."""
+    with ThreadPoolExecutor(8) as pool:  # a network disk answers many requests at once
+        records = pool.map(read_record, (Path(frames) / name for name in names))
+        seconds = [record["seconds"] for record in records if record and "seconds" in record]
+    return statistics.median(seconds) if seconds else None
+
+
+def write_table(path, folders):
+    """Write the records of frame folders as a CSV table. folders: dict video -> folder."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["video", *TABLE_KEYS])
+    for video, folder in folders.items():
+        if record := read_record(folder):
+            name = os.path.join(video.parent.name, video.name)
+            rows.writerow([name, *(record.get(key, "") for key in TABLE_KEYS)])
+    write_text(path, table.getvalue())
 
 
 # ==== writing ====

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.frame_folders import read_extraction, recorded_frames
+from datasets.sampling import even_positions
 from datasets.splits import SplitError
-from datasets.video import even_positions
 
 
 def natural_key(name):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datasets.process_pool import end_with_parent
 from datasets.samplers import PKBatchSampler, RandomBatchSampler
-from utils.errors import UserError
+from utils.errors import UserError, delay_ctrl_c
 
 try:
     import resource
@@ -70,11 +70,12 @@ class ClipLoader(DataLoader):
     def __iter__(self):
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with delay_ctrl_c():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                return super().__iter__()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def allow_open_files(count):

@@ -32,10 +32,14 @@ class VideoError(UserError):
 
 
 class Frame:
-    """A decoded frame (av.VideoFrame) and the shape of its pixels, width over height."""
+    """A decoded frame (av.VideoFrame) and the shape of its pixels, width over height.
 
-    def __init__(self, frame, pixel_aspect):
+    seconds, duration: when and for how long a player shows it.
+    """
+
+    def __init__(self, frame, pixel_aspect, seconds=0.0, duration=0.04):
         self.frame, self.pixel_aspect = frame, pixel_aspect
+        self.seconds, self.duration = seconds, duration
         bits = frame.format.padded_bits_per_pixel  # asking each plane takes ten times as long
         self.nbytes = frame.width * frame.height * bits // 8
 

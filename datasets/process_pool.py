@@ -7,6 +7,7 @@ result breaks or blocks the whole pool (tests/test_process_pool.py), so we do no
 
 import contextlib
 import ctypes
+import inspect
 import multiprocessing
 import os
 import signal
@@ -16,20 +17,25 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from utils.errors import delay_ctrl_c
+
 # Forked workers start at once and do not import PyTorch again. Elsewhere forking is not safe.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 NO_JOB = object()
+MORE = "more results follow"  # instead of a failure
 
 
 def run_jobs(function, jobs, workers, seconds):
     """Call `function(job)` for each job in worker processes; yield results as they come.
 
-    function: returns (result, failure), where failure is None or a reason. Function, jobs and
-    results are sent between processes. jobs: iterable, read only as workers become free. workers:
-    number of processes. seconds: time limit per job, after which its process is killed.
-    Yields (job, result, failure). A worker that dies or exceeds the limit yields a failure and is
-    replaced. Closing the generator ends the workers. So does the end of this process or, on Linux,
-    of the calling thread.
+    function: returns (result, failure), where failure is None or a reason; or a generator of many
+    results, which returns the failure. A generator runs on only as its results are taken. Function,
+    jobs and results are sent between processes. jobs: iterable, read only as workers become free.
+    workers: number of processes. seconds: time limit per result, after which the process is killed.
+    Yields (job, result, failure); for a generator first (job, result, MORE) for each result, then
+    (job, None, failure). A worker that dies or exceeds the limit yields a failure and is replaced.
+    Closing the generator ends the workers. So does the end of this process or, on Linux, of the
+    calling thread.
     """
     jobs, busy, idle, answers = iter(jobs), [], [], []
     try:
@@ -49,6 +55,9 @@ def run_jobs(function, jobs, workers, seconds):
                     _end_worker(worker)
                     answer = None, f"took longer than {seconds:g} seconds"
                 answers.append((worker.job, *answer))
+                if answer[1] == MORE:
+                    worker.deadline = time.monotonic() + seconds
+                    continue
                 busy.remove(worker)
                 if worker.process.is_alive():
                     idle.append(worker)
@@ -77,7 +86,8 @@ def _start_worker(function, others):
     is_forked = CONTEXT.get_start_method() == "fork"
     inherited = [ours, *(worker.connection for worker in others)] if is_forked else []
     process = CONTEXT.Process(target=_serve, args=(function, theirs, inherited), daemon=True)
-    process.start()
+    with delay_ctrl_c():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 
@@ -138,8 +148,26 @@ def _serve(function, connection, inherited):
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             job = connection.recv()
-            try:
-                answer = function(job)
-            except Exception as error:  # of this job only; the worker can take the next one
-                answer = None, f"{type(error).__name__}: {error}"
-            connection.send(answer)
+            for answer in _answers(function, job):
+                connection.send(answer)
+
+
+def _answers(function, job):
+    """Yield the (result, failure) of a job, of a generator one for each result and a last one."""
+    try:
+        answer = function(job)
+        if inspect.isgenerator(answer):
+            answer = None, (yield from _each(answer))
+    except Exception as error:  # of this job only; the worker can take the next one
+        answer = None, f"{type(error).__name__}: {error}"
+    yield answer
+
+
+def _each(results):
+    """Yield (result, MORE) for each result of a generator; return what the generator returns."""
+    while True:
+        try:
+            result = next(results)
+        except StopIteration as end:
+            return end.value
+        yield result, MORE

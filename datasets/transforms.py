@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
+MOTION_SCALE = 2.0  # brings differences of frames near to a standard deviation of 1
+
 
 def _shrink(clips, size, crop):
     """Average neighbouring pixels first if bilinear sampling alone would skip some."""
@@ -62,11 +64,17 @@ def _per_channel(values, device):
 
 
 def _normalise(clips, preprocessing):
-    """(B, T, 3, H, W) RGB in 0..255 -> (B, 3, T, H, W) in the range and order of the weights."""
+    """(B, T, 3, H, W) RGB in 0..255 -> (B, 3, T, H, W) in the range and order of the weights.
+
+    With the input "motion" (B, 3, T - 1, H, W): the differences of consecutive frames.
+    """
     if preprocessing["channels"] == "BGR":
         clips = clips.flip(2)
     mean, std = (_per_channel(tuple(preprocessing[key]), clips.device) for key in ("mean", "std"))
-    return ((clips * (preprocessing["range"] / 255) - mean) / std).transpose(1, 2)
+    clips = ((clips * (preprocessing["range"] / 255) - mean) / std).transpose(1, 2)
+    if preprocessing.get("input") == "motion":  # early checkpoints have no such key
+        return MOTION_SCALE * clips.diff(dim=2)
+    return clips
 
 
 def augment(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator):
@@ -74,7 +82,8 @@ def augment(clips, preprocessing, *, crop_scale, flip, colour_jitter, generator)
 
     clips: (B, T, H, W, 3) uint8 RGB. preprocessing: {"size": side of the result in pixels, "crop":
     side of the test-time crop / shorter side of the frame, "channels": "RGB" or "BGR", "range":
-    value of white, 1.0 or 255.0, "mean", "std": three numbers each, in that order and range}.
+    value of white, 1.0 or 255.0, "mean", "std": three numbers each, in that order and range,
+    "input": "rgb" or "motion", see `_normalise`}.
     crop_scale: (minimum, maximum) of the side of the crop / shorter side of the frame. flip: bool,
     whether half of the clips are mirrored. colour_jitter: strength in [0, 1), 0 for none.
     generator: torch.Generator on the clips' device. Returns (B, 3, T, size, size) float32.

@@ -15,23 +15,15 @@ import cv2
 import numpy as np
 
 from datasets.picture import Frame, VideoError, converter
+from datasets.sampling import RecentFrames
 
 MOST_PIXELS = 2**26  # of a frame: twice 8K
-MOST_HELD_BYTES = 2**28  # of candidates
 OPTIONS = {  # no playlists, which may name any file; no network
     "format_whitelist": "avi,mov,matroska,mpeg,mpegvideo,mpegts,m4v,asf,flv,ogg,gif",
     "protocol_whitelist": "file",
     "max_pixels": str(MOST_PIXELS),
 }
 STILL_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")  # of previews beside a video
-
-
-def even_positions(available, wanted):
-    """`wanted` indices spread evenly over `available` frames: the middle of each equal segment.
-
-    Shorter videos repeat frames. Source: the segments of TSN (Wang et al., ECCV 2016).
-    """
-    return ((np.arange(wanted) + 0.5) * available / wanted).astype(int)
 
 
 def read_video(path, num_frames, size, start=0.0, end=float("inf")):
@@ -42,51 +34,69 @@ def read_video(path, num_frames, size, start=0.0, end=float("inf")):
 def sample_video(path, num_frames, size, start=0.0, end=float("inf")):
     """`num_frames` frames spread evenly over a video, each (height, width, 3) uint8 RGB, in turn.
 
-    One decoding pass, although the length is not known: candidates are kept at a stride, which is
-    1 at first and doubles when they need more than MOST_HELD_BYTES (`_make_room`). At 128x171 this
-    is exact up to 2,000 frames, and within 0.1 % of the length for longer videos. Near the limit of
-    memory, as with 4K pictures, at least num_frames candidates remain.
+    One decoding pass, although the length is not known; see `RecentFrames` for its memory.
 
     path: video file. num_frames: T >= 1. size: (height, width) in pixels; a width of None keeps
     the aspect ratio that a player shows. start, end: read from second to second; by default the
-    whole video. Raises VideoError with the reason when no frame can be decoded.
+    whole video. The generator returns what `describe_last` does. Raises VideoError with the reason
+    when no frame can be decoded.
     """
-    kept, held, stride, length = [], 0, 1, 0
-    convert = converter(size)
-    with closing(_decode(path, start, end)) as frames:
-        for index, frame in enumerate(frames):
-            length = index + 1
-            if index % stride:
-                continue
-            kept.append(frame)
-            held += frame.nbytes
-            if held > MOST_HELD_BYTES:
-                kept, factor = _make_room(kept, convert, 2 * num_frames)
-                held = sum(candidate.nbytes for candidate in kept)
-                stride *= factor
-    for position in np.round(even_positions(length, num_frames) / stride).astype(int):
-        yield convert(kept[min(position, len(kept) - 1)])
+    recent = RecentFrames(converter(size), num_frames)
+    with closing(decode(path, start, end)) as frames:
+        for frame in frames:
+            recent.add(frame)
+    yield from recent.sample()
+    return describe_last(frame, recent.length)
+
+
+def read_windows(path, num_frames, size, window, stride, start=0.0, end=float("inf")):
+    """Yield (start, end, clip) of each window of a video: seconds and (T, H, W, 3) uint8 RGB.
+
+    A video of up to two windows has one window, the whole of it. A longer one has windows of
+    `window` seconds that begin every `stride` seconds, and a last one up to its end. One decoding
+    pass; see `RecentFrames` for its memory. A window without a frame, as in a gap between the times
+    of two frames, is left out. Other arguments and errors as for `sample_video`, whose clip for the
+    same seconds is equal. A window of infinity gives one clip per video.
+    """
+    recent, number, covered, is_long = RecentFrames(converter(size), num_frames), 0, start, False
+    with closing(decode(path, start, end)) as frames:
+        for frame in frames:
+            is_long = is_long or frame.seconds >= start + 2 * window
+            while is_long and frame.seconds >= start + number * stride + window:
+                begin = start + number * stride
+                if recent.has(begin, begin + window):
+                    covered = begin + window
+                    yield begin, covered, np.stack(list(recent.sample(begin, covered)))
+                    number += 1
+                else:  # go on where the frame is
+                    number = max(number + 1, int((frame.seconds - window - start) / stride))
+                recent.drop(start + (number - 1) * stride)
+            recent.add(frame)
+    finish = min(frame.seconds + frame.duration, end)
+    if not is_long:
+        yield start, finish, np.stack(list(recent.sample()))
+    elif frame.seconds >= max(covered, start + number * stride):
+        begin = max(finish - window, start + (number - 1) * stride)
+        yield begin, finish, np.stack(list(recent.sample(begin, finish)))
 
 
 def iterate_video(path, size):
-    """Every frame of a video in turn: (height, width, 3) uint8 RGB. See `read_video`."""
+    """Every frame of a video in turn: (height, width, 3) uint8 RGB. See `sample_video`."""
     convert = converter(size)
-    with closing(_decode(path)) as frames:
-        for frame in frames:
+    with closing(decode(path)) as frames:
+        for index, frame in enumerate(frames):  # noqa: B007
             yield convert(frame)
+    return describe_last(frame, index + 1)
 
 
-def _make_room(kept, convert, enough):
-    """(candidates in less memory, factor of the stride: 1 or 2).
-
-    Frames are converted to pictures where those are smaller. If that frees less than half of
-    MOST_HELD_BYTES, every second candidate is dropped, unless there are fewer than `enough`.
-    """
-    if convert(kept[-1]).nbytes < kept[-1].nbytes:
-        kept = [convert(candidate) for candidate in kept]
-    if sum(candidate.nbytes for candidate in kept) <= MOST_HELD_BYTES // 2 or len(kept) < enough:
-        return kept, 1
-    return kept[::2], 2
+def describe_last(frame, count):
+    """A video's number of frames, seconds, and size in pixels, by its last frame: dict."""
+    return {
+        "decoded": count,
+        "seconds": round(frame.seconds + frame.duration, 6),
+        "width": frame.frame.width,
+        "height": frame.frame.height,
+    }
 
 
 # ==== decoding ====
@@ -105,7 +115,7 @@ def _stat(path):
     return status
 
 
-def _decode(path, start=0.0, end=float("inf")):
+def decode(path, start=0.0, end=float("inf")):
     """Decode `path` once and yield each frame that a player shows from start to end.
 
     Frames before the start are decoded too, because seeking is not exact in many files. The frame
@@ -114,12 +124,13 @@ def _decode(path, start=0.0, end=float("inf")):
     """
     before, found = _stat(path), False
     with _open(path) as (container, stream):
-        for seconds, frame in _timed(_frames(container, stream), stream):
+        aspect, step = stream.sample_aspect_ratio or 1, 1 / float(stream.average_rate or 25)
+        for seconds, frame in _timed(_frames(container, stream), stream.time_base, step):
             if seconds >= end:
                 break
             if seconds >= start:
                 found = True
-                yield Frame(frame, stream.sample_aspect_ratio or 1)
+                yield Frame(frame, aspect, seconds, step)
     after = _stat(path)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise VideoError("changed while it was read; rerun when it is complete")
@@ -127,13 +138,12 @@ def _decode(path, start=0.0, end=float("inf")):
         raise VideoError(f"has no frame from {start:g} to {end:g} s; its last is at {seconds:g} s")
 
 
-def _timed(frames, stream):
+def _timed(frames, unit, step):
     """(seconds, frame) for each frame: its presentation time, relative to the first frame.
 
     A time that is missing or not later than the one before, as in some AVI files, is replaced by
-    the one before plus 1 / frame rate.
+    the one before plus `step` seconds, 1 / frame rate. unit: of the times of FFmpeg.
     """
-    unit, step = stream.time_base, 1 / float(stream.average_rate or 25)
     first = seconds = None
     for frame in frames:
         first = frame.pts if first is None else first
@@ -221,11 +231,14 @@ def _frames(container, stream):
         raise VideoError(f"no frame could be decoded ({stream.codec_context.name}): {reason}")
 
 
-def read_clip(path, preprocessing, start=0.0, end=float("inf")):
-    """((T, H, W, 3) uint8 clip, None), or (None, reason). Runs in a worker process."""
+def read_clips(path, preprocessing, window, stride, start=0.0, end=float("inf")):
+    """Yield the windows of `read_windows` and return why it failed, or None; in a worker process.
+
+    preprocessing: dict with clip_frames and frame_size.
+    """
     cv2.setNumThreads(1)
     try:
         frames, size = preprocessing["clip_frames"], preprocessing["frame_size"]
-        return read_video(path, frames, size, start, end), None
+        yield from read_windows(path, frames, size, window, stride, start, end)
     except (VideoError, cv2.error) as error:
-        return None, " ".join(str(error).split())
+        return " ".join(str(error).split())

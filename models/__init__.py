@@ -72,12 +72,13 @@ def build_saved_model(checkpoint, path):
     return build_model(**network)
 
 
-def build_initial_model(settings, pretrained=None, normalisation=None):
+def build_initial_model(settings, pretrained=None, normalisation=None, clip_input="rgb"):
     """The network that training starts from: `build_model`, and pretrained weights if wanted.
 
     settings: arguments of `build_model`; shortcut None means what the weights need, otherwise B.
     pretrained: name or path for `load_pretrained`; None or "none" for random weights.
-    normalisation: a key of NORMALISATIONS; None for that of the weights.
+    normalisation: a key of NORMALISATIONS; None for that of the weights. clip_input: "rgb" or
+    "motion", which must be what the weights were trained on.
     Returns (model, the settings used, normalisation of the input, source of the weights or None).
     Raises UserError where the weights contradict the settings.
     """
@@ -86,6 +87,11 @@ def build_initial_model(settings, pretrained=None, normalisation=None):
         settings = {**settings, "shortcut": settings["shortcut"] or "B"}
         return build_model(**settings), settings, chosen or KINETICS, None
     weights = load_pretrained(pretrained, settings["shortcut"])
+    if weights.clip_input != clip_input:
+        raise UserError(
+            f"--input {clip_input}: the weights of --pretrained {pretrained} were trained on "
+            f"{weights.clip_input}; use --input {weights.clip_input} or --pretrained none"
+        )
     for key in ("backbone", "width", "shortcut"):
         needed, given = getattr(weights, key), settings[key]
         if given != needed and None not in (given, needed):

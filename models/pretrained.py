@@ -36,6 +36,7 @@ class Pretrained:
     weights: dict  # our key -> tensor
     file: str
     sha256: str
+    clip_input: str = "rgb"  # or "motion", for checkpoints of train.py
 
     def source(self):
         """Where the weights came from, as checkpoints record it."""
@@ -183,6 +184,7 @@ def _from_checkpoint(content, file, sha256):
         weights={key: tensor for key, tensor in weights.items() if not key.startswith("hash.")},
         file=file,
         sha256=sha256,
+        clip_input=content["preprocessing"].get("input", "rgb"),
     )
 
 

@@ -44,8 +44,8 @@ def write_page(path, title, searches, scores=()):
     """Write the page to `path`, with its style and script inside.
 
     searches: list of dicts with "path", "class" and "preview" of the query, and "results": a list
-    of dicts with "distance" in bits, "class", "path", "preview" and optionally "is_right". A class
-    may be None (unknown), a preview is what `preview` returns, or None.
+    of dicts with "distance" in bits, "class", "path", "preview" and optionally "time" (text) and
+    "is_right". A class may be None (unknown), a preview is what `preview` returns, or None.
     scores: rows (class, average precision) of a table.
     All names are escaped, and the content security policy allows only the page's own script.
     """

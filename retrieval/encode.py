@@ -1,7 +1,11 @@
 """Encoding clips into approximate hash codes, for validation, test.py and search.py."""
 
+from collections import defaultdict
+
+import numpy as np
 import torch
 
+from retrieval.codes import binarize
 from utils.device import mixed_precision, to_device
 from utils.terminal import progress
 
@@ -40,3 +44,35 @@ def encode(encoder, loader, description="encoding"):
     batches = progress(loader, description, unit="batch", leave=False)
     codes = [encoder(clips) for clips, _ in batches]
     return torch.cat(codes).cpu() if codes else None
+
+
+def encode_windows(windows, encoder, batch_size):
+    """Encode the windows of videos in batches, whatever video they are of.
+
+    windows: yields (video, (start, end, clip (T, H, W, 3) uint8), _) for each window, and (video,
+    None, failure) when a video has ended; a failure is a reason or None.
+    Yields for each video that has ended (video, list of (start, end, approximate code (K,) array),
+    failure).
+    """
+    batch, codes, ended = [], defaultdict(list), {}
+
+    def finish():
+        if batch:
+            clips = torch.from_numpy(np.stack([clip for *_, clip in batch]))
+            values = encoder(clips).cpu()
+            binarize(values)  # refuses NaN
+            for (video, start, end, _), code in zip(batch, values.numpy(), strict=True):
+                codes[video].append((start, end, code))
+        for video, failure in ended.items():
+            yield video, codes.pop(video, []), failure
+        batch.clear()
+        ended.clear()
+
+    for video, window, failure in windows:
+        if window is None:
+            ended[video] = failure
+        else:
+            batch.append((video, *window))
+        if len(batch) == batch_size:
+            yield from finish()
+    yield from finish()

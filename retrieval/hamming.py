@@ -57,6 +57,12 @@ def count_distances(queries, database, query_chunk, database_chunk):
     return counts.flatten(0, 1)[: len(queries)]
 
 
+def count_nearest(queries, database):
+    """Number of queries by the distance of their nearest item: (Q, K), (N, K) bool -> (K+1,)."""
+    nearest = (count_distances(queries, database, 64, 32768) > 0).int().argmax(dim=1)
+    return torch.bincount(nearest, minlength=queries.shape[1] + 1)
+
+
 def queries_per_count(bins, items):
     """2 where the joint histogram of two queries has no more cells than there are items, else 1."""
     return 2 if bins**2 <= items else 1

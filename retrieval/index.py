@@ -1,55 +1,61 @@
-"""A search index: a folder with the binary codes of videos (Faiss) and a record of each video.
+"""A search index: a folder with a Lance table of moments, one row per window of a video.
 
-index.json             metadata: bits, SHA-256 of the checkpoint, preprocessing, count, generation
-<generation>.faiss     IndexBinaryFlat; its rows are in the order of the videos' paths
-<generation>.jsonl     one line per video in the same order: path, size, mtime_ns, class
-.journal-*.jsonl       videos encoded since then by a run that was interrupted
-.lock                  held by the run that writes the index
+moments.lance/    the table: path, start, end, class, size, mtime_ns, code; see `table_schema`
+checksums.json    the newest complete version of the table, and the CRC-32 of each of its files
+failures.csv      videos that could not be read
+.lock             held by the run that writes the index
 
-index.json is replaced last, atomically, so that readers see either the old index or the new one.
-The generation is a SHA-256 of codes and records, and index.json and each line of a journal have one
-too: all are verified when they are read. Faiss only searches; it never parses a file.
-Source: J. Johnson, M. Douze, H. Jegou, "Billion-scale similarity search with GPUs", 2017,
-https://arxiv.org/abs/1702.08734, and the documentation of Faiss's binary indexes.
+A query opens the version that checksums.json names, after it has verified the files of that
+version. Of an index on an object store (s3://...) it opens the newest version and verifies nothing.
+In each fragment of the table the rows are sorted by path and start, so that the first of several
+rows at one distance is the first in that order. Paths are relative to the folder of the videos.
+Source: the Lance format, https://lance.org/format/.
 """
 
-import hashlib
+import contextlib
 import json
 import os
-import re
-import struct
+import warnings
+import zlib
 from pathlib import Path
 
-import faiss
+import lance
 import numpy as np
+import pyarrow as pa
 
+from utils import schema
 from utils.errors import UserError
-from utils.files import atomic_write, similar_folder, write_text
+from utils.files import is_utf8, similar_folder
 
-FORMAT = 1  # raised when an index of this code can no longer be read by older code
-METADATA = {  # the keys of index.json and their types; "sha256" is not in early indexes
-    "format": (int,),
-    "bits": (int,),
-    "count": (int,),
-    "generation": (str,),
-    "checkpoint_sha256": (str,),
-    "preprocessing": (dict,),
-    "checkpoint": (str,),
-    "videos": (str,),
-}
-RECORD = {  # of a video
-    "path": (str,),
-    "size": (int, type(None)),
-    "mtime_ns": (int, type(None)),
-    "class": (str, type(None)),
-}
-# What Faiss writes before the codes of an IndexBinaryFlat: name, bits, bytes per code, number of
-# codes, is_trained = 1, metric = 1, number of bytes.
-HEADER = struct.Struct("<4siiqBiQ")
-INDEX_FILES = re.compile(  # all but index.json: those of a generation, journals, temporary files
-    r"[0-9a-f]{16}\.(faiss|jsonl)"
-    r"|\.journal-[0-9a-f]{16}-\d+\.jsonl"
-    r"|\.([0-9a-f]{16}\.(faiss|jsonl)|index\.json|failures\.csv)\..+\.partial"
+# Processes that decode videos are forked, and never call Lance.
+warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
+FORMAT = 2  # raised when an index of this code can no longer be read by older code
+TABLE, CHECKSUMS = "moments.lance", "checksums.json"
+EARLY_FILE = "index.json"  # of format 1
+METADATA_KEY = b"search"
+BLOCK = 2**18  # rows that are searched at once
+ODD_BYTE = "//"  # begins two digits, an undecodable byte of a path; no path has two slashes
+
+_count = schema.whole(0)
+METADATA = schema.record(
+    {
+        "format": schema.whole(FORMAT, FORMAT),
+        "bits": schema.whole(1, 2**20),
+        "checkpoint_sha256": schema.text,
+        "preprocessing": schema.dict_of(schema.plain),
+        "window": schema.nullable(schema.real(above=0)),  # seconds; None: one code per video
+        "stride": schema.nullable(schema.real(above=0)),
+        "neighbours": schema.nullable(schema.list_of(_count)),  # see `retrieval.answers`
+        "checkpoint": schema.text,
+        "videos": schema.text,
+    }
+)
+SEAL = schema.record(
+    {
+        "version": schema.whole(1),
+        "files": schema.dict_of(schema.list_of(_count, 2, 2)),  # below the table: size, CRC-32
+        "crc32": _count,  # of the other keys
+    }
 )
 
 
@@ -57,214 +63,253 @@ class IndexFileError(UserError):
     """An index that cannot be used; the message is one line that says why."""
 
 
-# ==== reading ====
+# ==== the table ====
 
 
-class Index:
-    """An index opened for searching; its files are memory-mapped, and their checksums verified.
-
-    metadata: the dict of index.json. packed: codes (N, K / 8) uint8. codes: the same as an
-    IndexBinaryFlat. Raises IndexFileError if there is no index or it is damaged.
-    """
-
-    def __init__(self, folder):
-        self.folder, self.metadata = Path(folder), read_metadata(folder)
-        try:
-            self._open()
-        except IndexFileError:  # it may have been replaced between the two reads
-            earlier, self.metadata = self.metadata, read_metadata(folder)
-            if earlier == self.metadata:
-                raise
-            self._open()
-
-    def _open(self):
-        """Map the two files of the generation and verify them: 0.1 s per million videos."""
-        count, size = self.metadata["count"], (self.metadata["bits"] + 7) // 8  # bytes per code
-        file, self.lines = self._map("faiss"), self._map("jsonl")
-        if len(file) != HEADER.size + count * size:
-            raise self._damaged(".faiss has the wrong length")
-        if file[: HEADER.size].tobytes() != pack_header(count, size):
-            raise self._damaged(".faiss has another header")
-        self.packed = file[HEADER.size :].reshape(count, size)
-        if name_generation(self.packed, self.lines) != self.metadata["generation"]:
-            raise self._damaged("the checksum is wrong")
-        self.ends = np.flatnonzero(self.lines == ord("\n"))
-        if len(self.ends) != count:
-            raise self._damaged(f"{len(self.ends)} lines for {count} codes")
-        self.codes = faiss.IndexBinaryFlat(8 * size)
-        self.codes.add(self.packed)
-        self.codes.use_heap = False  # search by counting, which keeps the lowest rows of a tie
-
-    def _map(self, suffix):
-        """The bytes of a file of the generation: (size,) uint8."""
-        path = self.folder / f"{self.metadata['generation']}.{suffix}"
-        try:
-            if path.is_file():
-                return np.asarray(np.memmap(path, np.uint8, "r"))
-        except (FileNotFoundError, ValueError):  # removed meanwhile, or empty
-            pass
-        raise self._damaged(f"{path.name} is missing or empty")
-
-    def _damaged(self, reason):
-        return IndexFileError(f"{self.folder}: damaged ({reason}); delete it and index again")
-
-    def __len__(self):
-        return len(self.packed)
-
-    def video(self, row):
-        """The record of the video in a row: dict with path, size, mtime_ns, class.
-
-        Raises IndexFileError unless the path leads to a file below the folder of videos.
-        """
-        start = self.ends[row - 1] + 1 if row else 0
-        record = parse_json(self.lines[start : self.ends[row]].tobytes())
-        if flaw := find_flaw(record, RECORD):
-            raise self._damaged(f"line {row + 1}: {flaw}")
-        if not is_inside(record["path"]):
-            raise IndexFileError(
-                f"{self.folder}: line {row + 1} names {record['path']!r}, which is not below its "
-                "folder of videos; do not use this index"
-            )
-        return record
-
-    def search(self, codes, count):
-        """The `count` nearest videos of each code; ties are in the order of the paths.
-
-        codes: (Q, K) bool. Returns (rows, distances in bits): (Q, min(count, N)) int64.
-        """
-        packed = np.packbits(codes, axis=1)
-        distances, rows = self.codes.search(packed, min(count, len(self)))
-        order = np.lexsort((rows, distances), axis=1)
-        rows, distances = (np.take_along_axis(x, order, axis=1) for x in (rows, distances))
-        return rows, distances
-
-    def rerank(self, values, rows):
-        """Order candidates by asymmetric distance: real-valued query, binary database.
-
-        values: (K,) in (-1, 1). rows: (R,) candidates, the nearest first; ties keep this order.
-        Returns the rows in their new order. The distance is (K - <u, b>) / 2 for codes b of ±1;
-        source: A. Gordo et al., "Asymmetric Distances for Binary Embeddings", TPAMI 2014.
-        """
-        codes = np.unpackbits(self.packed[rows], axis=1, count=len(values))
-        signs = codes.astype(np.float32) * 2 - 1
-        return rows[np.argsort((len(values) - signs @ values) / 2, kind="stable")]
+def table_schema(metadata):
+    """The Arrow schema of the table. metadata: dict of `METADATA`, kept in the schema."""
+    text = json.dumps(metadata, sort_keys=True)
+    return pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("start", pa.float64(), nullable=False),  # seconds
+            pa.field("end", pa.float64(), nullable=False),
+            pa.field("class", pa.string()),  # encoded as paths; null: the folder is no class
+            pa.field("size", pa.int64()),  # of the video, in bytes
+            pa.field("mtime_ns", pa.int64()),
+            pa.field("code", pa.binary((metadata["bits"] + 7) // 8), nullable=False),  # packed bits
+        ],
+        metadata={METADATA_KEY: text.encode("ascii")},
+    )
 
 
-def read_metadata(folder):
-    """The dict of <folder>/index.json. Raises IndexFileError."""
-    path = Path(folder) / "index.json"
-    if not path.is_file():
-        similar = similar_folder(folder, ["index.json"])
-        hint = f"; did you mean {similar}?" if similar else ""
-        raise IndexFileError(f"{folder}: not an index folder, which `search.py index` makes{hint}")
-    metadata = parse_json(path.read_bytes())
-    version = metadata.get("format") if isinstance(metadata, dict) else None
-    if type(version) is int and version > FORMAT:
-        raise IndexFileError(f"{path}: written by a later version of this project; update it")
-    if flaw := find_metadata_flaw(metadata):
-        raise IndexFileError(f"{path}: damaged ({flaw}); delete the folder and index again")
-    return metadata
+def encode_path(path):
+    """A path or class as valid Unicode: an undecodable byte, such as 0xff, becomes "//ff"."""
+    if path.isascii():
+        return path
+    return "".join(
+        f"{ODD_BYTE}{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in path
+    )
 
 
-def find_metadata_flaw(metadata):
-    """Why a value cannot be the content of index.json, or None."""
-    if flaw := find_flaw(metadata, METADATA):
-        return flaw
-    if not (0 < metadata["bits"] < 2**24 and 0 < metadata["count"] < 2**48):
-        return "bits or count is out of range"
-    if not re.fullmatch("[0-9a-f]{16}", metadata["generation"]):
-        return "generation is no checksum"
-    if metadata.get("sha256") not in (None, hash_metadata(metadata)):
-        return "the checksum is wrong"
-    return None
-
-
-def parse_json(data):
-    """The value in `data` (UTF-8 bytes), or None if it is not JSON."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def find_flaw(record, types):
-    """Why `record` is not a dict with values of these `types` ({key: tuple of types}), or None."""
-    if not isinstance(record, dict):
-        return "not a JSON object"
-    for key, allowed in types.items():
-        if key not in record or type(record[key]) not in allowed:
-            return f"{key} is missing or has a wrong type"
-    return None
+def decode_path(text):
+    """The path that `encode_path` encoded."""
+    first, *others = text.split(ODD_BYTE)
+    return first + "".join(chr(0xDC00 + int(part[:2], 16)) + part[2:] for part in others)
 
 
 def is_inside(path):
     """Whether a relative path, as `find_videos` returns it, leads below its folder."""
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-    is_normal = os.path.normpath(path) == path and "\0" not in path
+    is_normal = schema.is_text(path) and os.path.normpath(path) == path
     return is_normal and not os.path.isabs(path) and path.split(os.sep)[0] not in (".", "..")
 
 
-def pack_header(count, size):
-    """The first bytes of the .faiss file of `count` codes of `size` bytes."""
-    return HEADER.pack(b"IBxF", 8 * size, size, count, True, 1, count * size)
+def quote(text):
+    """A text as a literal of the SQL of Lance's filters."""
+    return "'" + text.replace("'", "''") + "'"
 
 
-def name_generation(codes, lines):
-    """The first 16 digits of the SHA-256 of the codes and the lines, two buffers."""
-    checksum = hashlib.sha256(codes)
-    checksum.update(lines)
-    return checksum.hexdigest()[:16]
+# ==== reading ====
 
 
-def hash_metadata(metadata):
-    """The SHA-256 of a metadata dict without its key "sha256", or None if it is nested too deep."""
-    others = {key: value for key, value in metadata.items() if key != "sha256"}
-    try:
-        return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
-    except RecursionError:
-        return None
+class Index:
+    """An index opened for searching, after its files are verified.
 
-
-# ==== writing ====
-
-
-def write_index(folder, metadata, videos):
-    """Write an index; an earlier one is replaced when all files are on the disk.
-
-    metadata: dict with "bits", what identifies the encoder, and the paths "checkpoint" and
-    "videos". videos: non-empty list of dicts with "path", "code" (packed bits as hexadecimal text),
-    "size", "mtime_ns", "class".
+    location: a folder, or the address of one on an object store. videos: the folder of the videos,
+    if it was moved. metadata: dict of `METADATA`. Raises IndexFileError where there is no index,
+    and if it is damaged.
     """
+
+    def __init__(self, location, videos=None):
+        self.location = str(location)
+        self.seal = None if is_remote(location) else read_seal(location)
+        while True:  # an update may replace the files meanwhile
+            try:
+                self.table = open_table(location, self.seal)
+                break
+            except IndexFileError:
+                earlier, self.seal = self.seal, self.seal and read_seal(location)
+                if self.seal == earlier:
+                    raise
+        self.metadata = read_metadata(self.table, location)
+        self.videos = str(videos or self.metadata["videos"])
+        self.fragments = self.table.get_fragments()
+        self._count = self.table.count_rows()
+
+    def __len__(self):
+        return self._count
+
+    def is_current(self):
+        """Whether no update has written the index since it was opened."""
+        return self.seal is None or self.seal == read_seal(self.location)
+
+    def blocks(self, fragment, where=None):
+        """Yield (row ids (R,) uint64, packed codes (R, B) uint8) of a fragment, R <= BLOCK.
+
+        where: rows to search, as a condition of SQL; None for all.
+        """
+        options = {"columns": ["code"], "with_row_id": True, "batch_size": BLOCK}
+        with lance_errors(self.location):
+            scanner = self.table.scanner(fragments=[fragment], filter=where, **options)
+            for batch in scanner.to_batches():
+                for start in range(0, len(batch), BLOCK):
+                    part = batch.slice(start, BLOCK)
+                    code, rows = part.column("code"), part.column("_rowid")
+                    if code.null_count:
+                        raise damaged(self.location, "a code is missing")
+                    size = code.type.byte_width
+                    packed = np.frombuffer(code.buffers()[1], np.uint8)
+                    packed = packed[code.offset * size :][: len(part) * size]
+                    yield rows.to_numpy(), packed.reshape(-1, size)
+
+    def take(self, row_ids, columns):
+        """Columns of the rows with these ids, in their order: Arrow table with encoded paths."""
+        with lance_errors(self.location):
+            return self.table._take_rows(pa.array(row_ids, pa.uint64()), columns=list(columns))
+
+    def find(self, where):
+        """The paths of the videos whose first window fulfils a condition of SQL: list of str."""
+        with lance_errors(self.location):
+            condition = f"start = 0 AND ({where})"
+            found = self.table.scanner(columns=["path"], filter=condition).to_table().to_pylist()
+        return [self.check(row)["path"] for row in found]
+
+    def check(self, row):
+        """A row (dict) with its path decoded.
+
+        Raises IndexFileError unless it leads to a file below the folder of videos.
+        """
+        try:
+            path = decode_path(row["path"])
+            names = {"class": row["class"] and decode_path(row["class"])} if "class" in row else {}
+        except ValueError:
+            path = ""
+        if not is_inside(path):
+            raise IndexFileError(
+                f"{self.location}: a row names {row['path']!r}, which is not below its folder of "
+                "videos; do not use this index"
+            )
+        if "end" in row and not 0 <= row["start"] < row["end"] < 2**53:
+            raise damaged(self.location, f"a row has the times {row['start']} to {row['end']}")
+        return {**row, **names, "path": path}
+
+
+def table_uri(location):
+    """The address of the table of an index for Lance, which takes UTF-8 only."""
+    if not is_utf8(location):
+        raise IndexFileError(f"{location}: its name is not UTF-8, as an index requires; rename it")
+    return f"{str(location).rstrip('/')}/{TABLE}"
+
+
+def is_remote(location):
+    """Whether an index is on an object store."""
+    return "://" in str(location)
+
+
+def open_table(location, seal=None):
+    """The Lance table of an index: the sealed version, verified; without a seal the newest."""
+    if not is_remote(location):
+        check_is_index(location)
+        if seal:
+            verify(location, seal)
+    with lance_errors(location):
+        return lance.dataset(table_uri(location), version=seal and seal["version"])
+
+
+def read_metadata(table, location):
+    """The metadata of an index in the schema of its table. Raises IndexFileError."""
+    text = (table.schema.metadata or {}).get(METADATA_KEY, b"")
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError):
+        raise damaged(location, "its table has no metadata") from None
+    version = metadata.get("format") if isinstance(metadata, dict) else None
+    if type(version) is int and version > FORMAT:
+        raise IndexFileError(f"{location}: written by a later version of this project; update it")
+    try:
+        METADATA(metadata, "metadata")
+    except schema.SchemaError as error:
+        raise damaged(location, error) from None
+    if not table.schema.equals(table_schema(metadata)):
+        raise damaged(location, "its table has other columns")
+    return metadata
+
+
+def check_is_index(folder):
+    """Raise IndexFileError unless `folder` has the table of an index."""
     folder = Path(folder)
-    videos = sorted(videos, key=lambda video: video["path"])
-    codes = bytes.fromhex("".join(video["code"] for video in videos))
-    lines = "".join(json.dumps({key: video[key] for key in RECORD}) + "\n" for video in videos)
-    generation = name_generation(codes, lines.encode("ascii"))
-    with atomic_write(folder / f"{generation}.faiss") as temporary:
-        temporary.write_bytes(pack_header(len(videos), len(codes) // len(videos)) + codes)
-    write_text(folder / f"{generation}.jsonl", lines)
-    metadata = {"format": FORMAT, **metadata, "count": len(videos), "generation": generation}
-    metadata["sha256"] = hash_metadata(metadata)
-    write_text(folder / "index.json", json.dumps(metadata, indent=2) + "\n")
-    for path in index_files(folder):
-        if path.stem != generation:
-            path.unlink(missing_ok=True)
-
-
-def index_files(folder):
-    """The files of an index, except index.json, with those of interrupted runs: list of Path."""
-    return [path for path in Path(folder).iterdir() if INDEX_FILES.fullmatch(path.name)]
-
-
-def check_index_folder(folder):
-    """Raise IndexFileError unless `folder` is absent, empty, or has an index, complete or begun."""
-    if not os.path.lexists(folder):
+    if (folder / TABLE).is_dir():
         return
-    is_index = os.path.isdir(folder) and (
-        index_files(folder) or set(os.listdir(folder)) <= {"failures.csv", ".lock"}
-    )
-    if not is_index:
-        raise IndexFileError(f"{folder}: exists, but is not an index; use another --output")
+    if (folder / EARLY_FILE).is_file():
+        raise IndexFileError(
+            f"{folder}: an index of an earlier version; delete it and index the videos again"
+        )
+    similar = similar_folder(folder, [CHECKSUMS])
+    hint = f"; did you mean {similar}?" if similar else ""
+    raise IndexFileError(f"{folder}: not an index folder, which `search.py index` makes{hint}")
+
+
+def damaged(location, reason):
+    return IndexFileError(f"{location}: damaged ({reason}); delete it and index again")
+
+
+@contextlib.contextmanager
+def lance_errors(location):
+    """Turn the errors of Lance into IndexFileError, with the first line of their reason."""
+    try:
+        yield
+    except (UserError, MemoryError, KeyboardInterrupt, GeneratorExit, SystemExit):
+        raise
+    except BaseException as error:
+        is_of_lance = isinstance(error, (OSError, ValueError, RuntimeError, pa.ArrowException))
+        if not is_of_lance and type(error).__name__ != "PanicException":  # no Exception, in Rust
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise IndexFileError(f"{location}: cannot be used: {reason}") from error
+
+
+# ==== checksums ====
+
+
+def read_seal(folder):
+    """The content of checksums.json, or None if there is none, as before the first rows."""
+    path = Path(folder) / CHECKSUMS
+    try:
+        seal = schema.read_json(path, SEAL)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except schema.SchemaError as error:
+        raise damaged(folder, f"{CHECKSUMS} {error}") from None
+    if seal["crc32"] != seal_checksum(seal):
+        raise damaged(folder, f"the checksum of {CHECKSUMS} is wrong")
+    return seal
+
+
+def seal_checksum(seal):
+    """The CRC-32 of a seal without its key "crc32"."""
+    others = {key: value for key, value in seal.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(others, sort_keys=True).encode())
+
+
+def file_checksum(path):
+    """[size, CRC-32] of a file, read in pieces."""
+    size = checksum = 0
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            size += len(piece)
+            checksum = zlib.crc32(piece, checksum)
+    return [size, checksum]
+
+
+def verify(folder, seal):
+    """Raise IndexFileError unless the files of a sealed version are those that were written."""
+    for name, expected in seal["files"].items():
+        if not is_inside(name):
+            raise damaged(folder, f"{CHECKSUMS} names {name!r}")
+        path = Path(folder) / TABLE / name
+        try:
+            found = file_checksum(path)
+        except OSError as error:
+            raise damaged(folder, f"{name}: {error.strerror}") from None
+        if found != expected:
+            raise damaged(folder, f"the checksum of {name} is wrong")

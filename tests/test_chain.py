@@ -1,6 +1,7 @@
 """The scripts one after the other, as a user runs them, and the files that they write."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -144,7 +145,8 @@ def test_search_gives_the_codes_of_testing(demo, trained, tested, tmp_path, run_
     codes, index = np.load(tested[0] / "codes.npz"), Index(tmp_path / "index")
     packed = np.packbits(codes["database_codes"] >= 0, axis=1)
     expected = dict(zip(codes["database_names"].tolist(), packed, strict=True))
-    own = {index.video(row)["path"][:-4]: index.codes.reconstruct(row) for row in range(30)}
+    rows = index.table.to_table().to_pylist()
+    own = {row["path"][:-4]: np.frombuffer(row["code"], np.uint8) for row in rows}
     differ = [np.unpackbits(own[name] ^ code).sum() for name, code in expected.items()]
     assert len(differ) == 18 and np.mean(differ) < 2  # of 12; 6 by chance
 
@@ -191,3 +193,20 @@ def test_the_configs_of_the_real_data_sets_run_end_to_end(
     run_script("test.py", "--checkpoint", run / "best.pt")
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert metrics["queries"] == 4 and metrics["database"] == 8
+
+
+def test_motion_is_what_test_py_encodes_too(demo, tmp_path, run_script):
+    """The clips of a still picture have no motion, so all get the same code."""
+    run = tmp_path / "run"
+    run_script(*train_command(demo, run, "--input", "motion", "--epochs", 1))
+    shutil.copytree(demo / "frames", tmp_path / "frames")
+    for folder in (tmp_path / "frames").glob("*/*/"):
+        frames = sorted(folder.glob("*.jpg"))
+        for frame in frames[1:]:
+            shutil.copy(frames[0], frame)
+    test = "test.py", "--checkpoint", run, "--pictures", 0
+    moving, still = tmp_path / "moving", tmp_path / "still"
+    run_script(*test, "--output", moving)
+    run_script(*test, "--output", still, "--frames", tmp_path / "frames")
+    codes = [np.load(folder / "codes.npz")["query_codes"] for folder in (moving, still)]
+    assert np.ptp(codes[1], axis=0).max() < 1e-5 < np.ptp(codes[0], axis=0).min()

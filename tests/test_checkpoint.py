@@ -150,8 +150,8 @@ HOSTILE = {
     "another shape": (("model", "hash.weight"), torch.ones(3), "hash.weight is (3,), not (12, 32)"),
     "no tensor": (("model", "hash.weight"), None, "must be a tensor, not None"),
     "another name": (("model", "x"), torch.ones(3), "has 'x'"),
-    "a lower version": (("format",), 0, "from 1 to 1, not 0"),
-    "a version in letters": (("format",), "1", "from 1 to 1, not '1'"),
+    "a lower version": (("format",), 0, "from 1 to 2, not 0"),
+    "a version in letters": (("format",), "1", "from 1 to 2, not '1'"),
 }
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import extract_frames
+from datasets.sampling import even_positions
 from datasets.synthetic import write_clip
-from datasets.video import VideoError, even_positions, read_video
+from datasets.video import VideoError, read_video
 from datasets.video_files import find_class_videos
 from utils.errors import UserError
 
@@ -60,7 +61,7 @@ def test_frames_are_spread_evenly_and_short_videos_repeat(tmp_path):
 
 def test_long_videos_are_sampled_in_bounded_memory(tmp_path, monkeypatch):
     for held in (64, 32, 1):  # in small frames; 2 x 8 candidates are kept in any case
-        monkeypatch.setattr("datasets.video.MOST_HELD_BYTES", held * 3 * 16 * 16)
+        monkeypatch.setattr("datasets.sampling.MOST_HELD_BYTES", held * 3 * 16 * 16)
         for side in (16, 64):  # frames as large as their pictures, or larger
             write_numbered(tmp_path / "v.avi", 190, side=side)
             clip = levels(read_video(tmp_path / "v.avi", 8, (16, 16)))

@@ -4,22 +4,25 @@ Each case runs in a worker process, so that one that ends it, as by SIGSEGV, is 
 """
 
 import contextlib
-import io
 import json
 import shutil
 from functools import partial
 from pathlib import Path
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from fuzzing import change_bytes, change_value
-from test_index import ENCODER, METADATA, set_metadata, videos_of
+from helpers import SERVER
+from test_index import METADATA, make_index, rows_of
 
+from datasets import process_pool
 from datasets.process_pool import run_jobs
 from retrieval.codes import SETS, load_codes
-from retrieval.index import METADATA as METADATA_KEYS
-from retrieval.index import Index, hash_metadata, name_generation, write_index
-from retrieval.index_update import append_to_journal, encoded_videos, journal_path
+from retrieval.index import CHECKSUMS, TABLE, Index, table_schema
+from retrieval.index_update import delete_videos, open_for_update, plan_update, seal
+from retrieval.nearest import find_nearest
 from utils.errors import UserError
 
 QUICK_AND_LONG = pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
@@ -169,70 +172,81 @@ def test_kinds_that_differ_between_the_sides(query, database, tmp_path):
 # ==== indexes ====
 
 CODES = np.random.default_rng(0).random((20, 12)) < 0.5
-RECORDS = sorted(videos_of(CODES), key=lambda video: video["path"])
-
-
-def make_index(folder):
-    """An index of the first 15 videos; the journal of an interrupted run has the last five."""
-    write_index(folder, METADATA, RECORDS[:15])
-    with open(journal_path(folder, ENCODER, 0), "a", encoding="ascii") as journal:
-        append_to_journal(journal, RECORDS[15:])
+ROWS = rows_of(CODES)
 
 
 def read_index(folder):
-    """All that the index and its journal hold, and what a search finds."""
+    """All that an index holds, and what a search finds."""
     index = Index(folder)
-    rows, distances = index.search(CODES, 5)
-    found = [index.video(row) for row in range(len(index))], rows.tolist(), distances.tolist()
-    with contextlib.redirect_stderr(io.StringIO()):  # warnings of damaged lines
-        videos = encoded_videos(folder, ENCODER)
-    return found, {key: index.metadata[key] for key in METADATA_KEYS}, videos
+    found = find_nearest([index], np.packbits(CODES, axis=1), 5)
+    rows = index.table.to_table().sort_by("path").to_pylist()
+    return rows, index.metadata, [(one.rows, one.counts[:3].tolist()) for one in found]
+
+
+def update_index(folder):
+    """What an update reads: the rows that it finds to be gone, since there are no files."""
+    table = open_for_update(folder, METADATA)
+    return sorted(plan_update(folder, [], table)[2])
 
 
 def damage_index(case, folder):
-    """An index with one change of the bytes of one of its files, or of a value in index.json."""
-    rng, copy = np.random.default_rng(case), Path(folder) / str(case)
-    shutil.copytree(Path(folder) / "index", copy)
-    files = sorted(copy.iterdir())
+    """An index with one change of the bytes of one of its files, or one of them removed."""
+    rng, copy, original = np.random.default_rng(case), Path(folder) / str(case), folder / "index"
+    shutil.copytree(original, copy)
+    files = sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
     path = files[rng.integers(len(files))]
-    if path.name == "index.json" and rng.integers(2):
-        changed = json.dumps(change_value(json.loads(path.read_bytes()), rng)[0], indent=2).encode()
+    if path.name == CHECKSUMS and rng.integers(2):
+        changed = json.dumps(change_value(json.loads(path.read_bytes()), rng)[0], indent=1).encode()
     else:
         changed = change_bytes(path.read_bytes(), rng)
-    path.write_bytes(changed)
-    found, metadata, videos = read_index(Path(folder) / "index")
-
-    def is_same(other):
-        """Damaged lines of the journal are left out; all else is equal."""
-        is_known = all(videos.get(name) == video for name, video in other[2].items())
-        return (found, metadata) == other[:2] and is_known and len(other[2]) >= 15
-
-    result = try_reading(lambda: read_index(copy), is_same)
+    path.write_bytes(changed) if rng.integers(8) else path.unlink()
+    read = read_index if rng.integers(2) else update_index
+    expected = read(original)
+    result = try_reading(lambda: read(copy), lambda found: found == expected)
     shutil.rmtree(copy)
     return result
 
 
+@pytest.fixture
+def fresh_workers(monkeypatch):
+    """Workers from a process that has not used Lance, whose threads are lost in a forked one."""
+    monkeypatch.setattr(process_pool, "CONTEXT", SERVER)
+
+
+def make_original(_, folder):
+    make_index(folder / "index", ROWS)
+    delete_videos(folder / "index", [ROWS[3]["path"]])
+    seal(folder / "index")
+    return None, None
+
+
+@pytest.mark.scripts
 @QUICK_AND_LONG
-def test_indexes_with_changed_bytes_and_values(count, tmp_path):
-    make_index(tmp_path / "index")
+def test_indexes_with_changed_bytes_and_values(count, tmp_path, fresh_workers):
+    assert list(run_jobs(partial(make_original, folder=tmp_path), [0], 1, 60)) == [(0, None, None)]
     check_all(partial(damage_index, folder=tmp_path), count)
 
 
 def forge_index(case, folder):
-    """Values of index.json or of a record are changed, and all checksums are right again."""
+    """Values of the metadata or of a row are changed, and all checksums are right."""
     rng, copy = np.random.default_rng(case), Path(folder) / str(case)
+    make_index(copy, ROWS[4:], pieces=1)
+    uri = str(copy / TABLE)
     if rng.integers(2):
-        shutil.copytree(Path(folder) / "index", copy)
-        metadata = change_value(json.loads((copy / "index.json").read_bytes()), rng)[0]
-        is_dict = isinstance(metadata, dict)
-        metadata = {**metadata, "sha256": hash_metadata(metadata)} if is_dict else metadata
-        (copy / "index.json").write_text(json.dumps(metadata))
+        changed = change_value({"format": 2, **METADATA}, rng)[0]
+        lance.dataset(uri).update_schema_metadata({"search": json.dumps(changed)})
     else:
-        lines = [json.dumps(change_value(RECORDS[3], rng)[0]), *map(json.dumps, RECORDS[4:])]
-        forge_records(copy, lines)
+        row = change_value(ROWS[3], rng)[0]
+        with contextlib.suppress(
+            pa.ArrowException, TypeError, AttributeError, OverflowError, UnicodeEncodeError
+        ):  # no value of a column
+            rows = pa.Table.from_pylist([row], schema=table_schema({"format": 2, **METADATA}))
+            with contextlib.suppress(OSError, ValueError):  # a value is missing
+                lance.write_dataset(rows, uri, mode="append")
+    seal(copy)
 
     def is_safe(found):
-        paths = [video["path"] for video in found[0][0]]
+        paths = [row["path"] for one, _ in found[2] for row in one]
         return all(not Path(path).is_absolute() and ".." not in path for path in paths)
 
     result = try_reading(lambda: read_index(copy), is_safe)
@@ -240,18 +254,7 @@ def forge_index(case, folder):
     return result
 
 
-def forge_records(folder, lines):
-    """An index whose records are `lines`, with the checksum that belongs to them."""
-    write_index(folder, METADATA, RECORDS[: len(lines)])
-    index, text = Index(folder), ("\n".join(lines) + "\n").encode()
-    generation = name_generation(index.packed, text)
-    for path in folder.glob(f"{index.metadata['generation']}.*"):
-        path.rename(path.with_stem(generation))
-    (folder / f"{generation}.jsonl").write_bytes(text)
-    set_metadata(folder, generation=generation)
-
-
+@pytest.mark.scripts
 @QUICK_AND_LONG
-def test_indexes_that_somebody_forged(count, tmp_path):
-    make_index(tmp_path / "index")
+def test_indexes_that_somebody_forged(count, tmp_path, fresh_workers):
     check_all(partial(forge_index, folder=tmp_path), count)

@@ -1,159 +1,379 @@
-"""The search index: exact distances and stable ties beside brute force, whole files only."""
+"""The search index: exact distances and stable ties beside brute force, damage, updates."""
 
 import json
 
-import faiss
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from retrieval import index as index_module
-from retrieval.index import HEADER, Index, IndexFileError, hash_metadata, write_index
-from retrieval.index_update import append_to_journal, encoded_videos, journal_path
+from retrieval.answers import Options, answer_query, glob_to_regex
+from retrieval.index import (
+    CHECKSUMS,
+    TABLE,
+    Index,
+    IndexFileError,
+    decode_path,
+    encode_path,
+    seal_checksum,
+    table_schema,
+)
+from retrieval.index_update import (
+    Appender,
+    check_index_folder,
+    choose_fragments,
+    clean,
+    compact,
+    delete_videos,
+    open_for_update,
+    plan_update,
+    seal,
+)
+from retrieval.nearest import find_nearest
 from utils.errors import UserError
 from utils.files import file_lock
 
 ENCODER = {"bits": 12, "checkpoint_sha256": "ab", "preprocessing": {"size": 28}}
-METADATA = {**ENCODER, "checkpoint": "/runs/best.pt", "videos": "/videos"}
+WINDOWS = {"window": 3.0, "stride": 1.5, "neighbours": None}
+METADATA = {**ENCODER, **WINDOWS, "checkpoint": "/runs/best.pt", "videos": "/videos"}
 
 
-def videos_of(codes):
-    """Records of videos whose paths sort as the rows do, given in another order."""
+def rows_of(codes, paths=None):
+    """Rows with the packed codes of (N, K) bits, of one window per video unless paths repeat."""
     packed = np.packbits(codes, axis=1)
-    records = [
-        {"path": f"{row:06d}.avi", "size": row, "mtime_ns": 1, "class": None, "code": code}
-        for row, code in enumerate(code.tobytes().hex() for code in packed)
+    paths = paths or [f"{row:06d}.avi" for row in range(len(codes))]
+    windows = [paths[:row].count(path) for row, path in enumerate(paths)] if paths else []
+    return [
+        {"path": path, "start": 1.5 * window, "end": 1.5 * window + 3, "class": None}
+        | {"size": row, "mtime_ns": 1, "code": code.tobytes()}
+        for row, (path, window, code) in enumerate(zip(paths, windows, packed, strict=True))
     ]
-    return records[::-1]
+
+
+def make_index(folder, rows, metadata=METADATA, pieces=3):
+    """An index with these rows, appended in some pieces in another order."""
+    open_for_update(folder, metadata)
+    order = np.random.default_rng(0).permutation(len(rows))
+    for part in np.array_split(order, pieces):
+        appender = Appender(folder, metadata, is_main=False)
+        appender.add([rows[row] for row in part])
+        appender.flush()
+    return Index(folder)
+
+
+def random_codes(count, bits, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = rng.random((5, bits)) < 0.5
+    return centres[rng.integers(5, size=count)] ^ (rng.random((count, bits)) < 0.05)
+
+
+# ==== search ====
 
 
 @pytest.mark.parametrize("bits", [1, 7, 12, 64, 65])
 @pytest.mark.parametrize("count", [1, 10, 400, 10_000])
-def test_search_equals_a_stable_sort_of_all_distances(tmp_path, bits, count):
-    rng = np.random.default_rng(bits)
-    centres = rng.random((5, bits)) < 0.5
-    codes = centres[rng.integers(5, size=3000)] ^ (rng.random((3000, bits)) < 0.05)
-    queries = codes[:20] ^ (rng.random((20, bits)) < 0.1)
-    write_index(tmp_path, {**METADATA, "bits": bits}, videos_of(codes))
-    rows, distances = Index(tmp_path).search(queries, count)
+def test_search_equals_a_stable_sort_of_all_distances(tmp_path, bits, count, monkeypatch):
+    monkeypatch.setattr("retrieval.index.BLOCK", 300)
+    codes = random_codes(1500, bits)
+    queries = codes[:5] ^ (np.random.default_rng(1).random((5, bits)) < 0.1)
+    index = make_index(tmp_path, rows_of(codes), {**METADATA, "bits": bits}, pieces=4)
+    found = find_nearest([index], np.packbits(queries, axis=1), count)
 
     expected = (queries[:, None] != codes).sum(axis=2)
     order = np.argsort(expected, axis=1, kind="stable")[:, :count]
-    assert (rows == order).all()
-    assert (distances == np.take_along_axis(expected, order, axis=1)).all()
-    assert (np.diff(distances, axis=1) == 0).any() or count == 1, "the case has no ties"
+    for query, one in enumerate(found):
+        assert [row["path"] for row in one.rows] == [f"{row:06d}.avi" for row in order[query]]
+        distances = [row["distance"] for row in one.rows]
+        assert distances == expected[query, order[query]].tolist()
+        last = distances[-1]
+        counts = np.bincount(expected[query], minlength=bits + 1)[: last + 1]
+        assert (one.counts[: last + 1] == counts).all() and one.total == 1500
+        assert count == 1 or len(set(distances)) < len(distances), "the case has no ties"
 
 
-def test_equal_codes_by_the_thousand_are_found_in_order(tmp_path):
-    codes = np.zeros((200_000, 16), bool)
-    write_index(tmp_path, {**METADATA, "bits": 16}, videos_of(codes))
-    rows, distances = Index(tmp_path).search(codes[:3], 50)
-    assert (rows == np.arange(50)).all() and not distances.any()
+def test_shards_and_the_whole_give_equal_results(tmp_path):
+    rows = rows_of(random_codes(600, 12))
+    whole = make_index(tmp_path / "whole", rows)
+    shards = [make_index(tmp_path / str(i), rows[i::3], pieces=2) for i in range(3)]
+    codes = np.packbits(random_codes(20, 12, seed=1), axis=1)
+    both = find_nearest([whole], codes, 50), find_nearest(shards, codes, 50)
+    for one, many in zip(*both, strict=True):
+        last = one.rows[-1]["distance"] + 1
+        strip = [[{**row, "index": 0} for row in found.rows] for found in (one, many)]
+        assert strip[0] == strip[1] and one.total == many.total
+        assert (one.counts[:last] == many.counts[:last]).all()
 
 
-def test_videos_are_kept_with_their_codes_whatever_their_names(tmp_path):
-    names = ['a"b.avi', "line\nend.avi", "\udcff.avi", "ü/é.mp4", "<script>.avi", "-x [1].avi"]
-    codes = np.random.default_rng(0).random((6, 12)) < 0.5
-    records = videos_of(codes)
-    for record, name in zip(records, names, strict=True):
-        record["path"] = name
-    write_index(tmp_path, METADATA, records)
-    index = Index(tmp_path)
-    assert [index.video(row)["path"] for row in range(6)] == sorted(names)
-    known = encoded_videos(tmp_path, ENCODER)
-    assert [known[name]["code"] for name in names] == [record["code"] for record in records]
+def test_conditions_limit_what_is_searched_and_counted(tmp_path):
+    rows = rows_of(random_codes(300, 12))
+    for number, row in enumerate(rows):
+        row["class"] = "it's" if number % 3 else None
+    index = make_index(tmp_path, rows)
+    code = np.packbits(random_codes(1, 12, seed=1), axis=1)
+    (found,) = find_nearest([index], code, 1000, ["class = 'it''s'"])
+    assert found.total == len(found.rows) == 200 == found.counts.sum()
+    assert {row["class"] for row in found.rows} == {"it's"}
+
+
+# ==== answers ====
+
+
+def parts_of(codes):
+    """A query whose windows have these bits."""
+    return [(1.5 * n, 1.5 * n + 3, np.where(code, 0.5, -0.5)) for n, code in enumerate(codes)]
+
+
+def test_overlapping_windows_are_one_moment(tmp_path):
+    codes = np.zeros((6, 12), bool)
+    codes[[0, 4], 0] = codes[5] = True  # distances 1 0 0 0 1 12
+    index = make_index(tmp_path, rows_of(codes, ["long.avi"] * 6))
+    found = answer_query([index], "query.avi", parts_of(codes[1:2]), Options(top=10))
+    times = [(r["start"], r["end"], r["distance"]) for r in found["results"]]
+    assert times == [(1.5, 4.5, 0), (4.5, 7.5, 0), (7.5, 10.5, 12)]
+    options = Options(top=10, per_video=True)
+    (best,) = answer_query([index], "query.avi", parts_of(codes[1:2]), options)["results"]
+    assert best["start"] == 1.5 and best["share"] == 0.5, "three of six rows are as near"
+
+
+def test_more_rows_are_read_until_there_are_enough_moments(tmp_path):
+    """Five hundred equal windows of one video come before the other videos."""
+    codes = np.zeros((510, 12), bool)
+    paths = ["a.avi"] * 500 + [f"b{n}.avi" for n in range(10)]
+    index = make_index(tmp_path, rows_of(codes, paths))
+    found = answer_query([index], "q", parts_of(codes[:1]), Options(top=6, per_video=True))
+    assert [r["path"][8:] for r in found["results"]] == ["a.avi"] + [f"b{n}.avi" for n in range(5)]
+    assert found["ties"] == [{"first": 1, "last": 6, "distance": 0, "windows": 510}]
+
+
+def test_each_part_of_a_long_query_is_searched(tmp_path):
+    codes = np.eye(12, dtype=bool)
+    index = make_index(tmp_path, rows_of(codes))
+    found = answer_query([index], "q", parts_of(codes[[3, 7]]), Options(top=2))["results"]
+    assert [(r["path"][8:], r["query_start"]) for r in found] == [
+        ("000003.avi", 0),
+        ("000007.avi", 1.5),
+    ]
+
+
+def test_ties_are_mixed_by_query_for_people_and_in_order_for_programs(tmp_path):
+    codes = np.zeros((100, 12), bool)
+    index = make_index(tmp_path, rows_of(codes))
+
+    def paths(query, **options):
+        found = answer_query([index], query, parts_of(codes[:1]), Options(top=5, **options))
+        return [r["path"] for r in found["results"]]
+
+    assert paths("a") == paths("b") == [f"/videos/{n:06}.avi" for n in range(5)]
+    mixed = paths("a", mix_ties=True)
+    assert mixed != paths("b", mix_ties=True) and mixed == paths("a", mix_ties=True)
+
+
+def test_copies_of_the_query_come_first_or_not_at_all(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name, content in {"a": b"xx", "b": b"yy", "copy": b"query", "own": b"query"}.items():
+        (tmp_path / "videos" / f"{name}.avi").write_bytes(content)
+    rows = rows_of(np.zeros((4, 12), bool), ["a.avi", "b.avi", "copy.avi", "own.avi"])
+    for row, size in zip(rows, (2, 2, 5, 5), strict=True):
+        row["size"] = size
+    index = make_index(tmp_path / "i", rows, {**METADATA, "videos": str(tmp_path / "videos")})
+
+    def names(**options):
+        query, parts = str(tmp_path / "videos" / "own.avi"), parts_of(np.zeros((1, 12), bool))
+        found = answer_query([index], query, parts, Options(**options))["results"]
+        return [r["path"].rpartition("/")[2][:-4] for r in found]
+
+    assert names() == ["copy", "own", "a", "b"] and names(top=1) == ["copy"]
+    assert names(exclude_query=True) == ["copy", "a", "b"]
+
+
+def test_an_unusual_query_is_told(tmp_path):
+    metadata = {**METADATA, "neighbours": [90, 6, 4, 0]}
+    index = make_index(tmp_path, rows_of(np.zeros((5, 12), bool)), metadata)
+    for near, unlike in ((0, None), (1, None), (2, 1), (5, 1)):
+        code = np.arange(12) < near
+        assert answer_query([index], "q", parts_of([code]), Options())["unlike"] == unlike
 
 
 def test_reranking_is_by_the_distance_to_the_real_valued_query(tmp_path):
-    rng = np.random.default_rng(0)
-    codes = rng.random((100, 12)) < 0.5
-    write_index(tmp_path, METADATA, videos_of(codes))
-    values = rng.uniform(-1, 1, 12).astype(np.float32)
+    codes = random_codes(100, 12)
+    index = make_index(tmp_path, rows_of(codes))
+    values = np.random.default_rng(2).uniform(-1, 1, 12).astype(np.float32)
+    found = answer_query([index], "q", [(0, 3, values)], Options(top=30, rerank=30))["results"]
+    found = [int(r["path"][8:14]) for r in found]
+    plain = np.argsort((codes != (values >= 0)).sum(axis=1), kind="stable")[:30].tolist()
+    expected = sorted(plain, key=lambda row: (12 - values @ np.where(codes[row], 1, -1)) / 2)
+    assert found == expected != plain
+
+
+@pytest.mark.parametrize(
+    ("glob", "yes", "no"),
+    [
+        ("holiday/*", "holiday/a/b.avi", "xholiday/a.avi"),
+        ("*.avi", "a/b.avi", "a/bxavi"),
+        ("a?c", "a[c", "ac"),
+        ("[ab]x", "bx", "cx"),
+        ("[!ab]x", "cx", "bx"),
+        ("[", "[", "a"),
+        ("a+(b)'", "a+(b)'", "aab"),
+        ("\udcff*", "\udcff.avi", "x.avi"),
+    ],
+)
+def test_globs(tmp_path, glob, yes, no):
+    index = make_index(tmp_path, rows_of(np.zeros((2, 12), bool), [yes, no]), pieces=1)
+    found = answer_query([index], "q", parts_of(np.zeros((1, 12), bool)), Options(path=glob))
+    assert [r["path"] for r in found["results"]] == [f"/videos/{yes}"], glob_to_regex(glob)
+
+
+# ==== names ====
+
+
+@pytest.mark.parametrize("path", ["a/b.avi", "\udcff\udc80.avi", "ü\udcff/é//", "a'b.avi"])
+def test_paths_of_any_bytes_are_kept(path):
+    path = path.rstrip("/")
+    assert decode_path(encode_path(path)) == path and encode_path(path).encode("utf-8")
+
+
+def test_rows_are_kept_whatever_the_names(tmp_path):
+    names = ['a"b.avi', "line\nend.avi", "\udcff.avi", "ü/é.mp4", "<script>.avi", "-x 'q' [1].avi"]
+    rows = rows_of(random_codes(6, 12), names)
+    index = make_index(tmp_path, rows)
+    table = index.table.to_table().to_pylist()
+    assert {decode_path(row["path"]): row["code"] for row in table} == {
+        row["path"]: row["code"] for row in rows
+    }
+    delete_videos(tmp_path, names[1:])
+    seal(tmp_path)
+    assert [row["path"] for row in Index(tmp_path).table.to_table().to_pylist()] == names[:1]
+
+
+# ==== updates ====
+
+
+def test_plans_compare_size_and_time(tmp_path):
+    names = [f"{number}.avi" for number in range(5)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x" * (int(name[0]) + 1))
+    table = open_for_update(tmp_path / "index", METADATA)
+    assert plan_update(tmp_path, names, table)[0] == 0
+    rows = rows_of(np.zeros((7, 12), bool), [*names, names[1], "gone.avi"])
+    for row in rows[:-1]:
+        status = (tmp_path / row["path"]).stat()
+        row |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    make_index(tmp_path / "index", rows)
+    (tmp_path / names[2]).write_bytes(b"changed")
+    (tmp_path / names[3]).unlink()
+    (tmp_path / names[3]).symlink_to("nowhere")
+    (tmp_path / "new.avi").write_bytes(b"new")
+    table = open_for_update(tmp_path / "index", METADATA)
+    count, todo, gone, changed = plan_update(tmp_path, [*names, "new.avi"], table)
+    assert count == 3 and [record["path"] for record in todo] == [*names[2:4], "new.avi"]
+    assert gone == ["gone.avi"] and changed == names[2:4]
+
+
+def test_compaction_keeps_the_rows_and_bounds_the_fragments(tmp_path):
+    rows = rows_of(random_codes(400, 12))
+    open_for_update(tmp_path, METADATA)
+    most = 0
+    for start in range(0, 400, 10):
+        appender = Appender(tmp_path, METADATA, is_main=False)
+        appender.add(rows[start : start + 10])
+        appender.flush()
+        assert compact(tmp_path) == start + 10
+        most = max(most, len(Index(tmp_path).fragments))
+    delete_videos(tmp_path, [row["path"] for row in rows[:200]])
+    compact(tmp_path)
     index = Index(tmp_path)
-    rows = index.search(values[None] >= 0, 30)[0][0]
-    expected = sorted(rows, key=lambda row: (12 - values @ np.where(codes[row], 1, -1)) / 2)
-    assert list(index.rerank(values, rows)) == expected and list(rows) != expected
+    kept = sorted(index.table.to_table().to_pylist(), key=lambda row: row["path"])
+    assert kept == rows[200:] and most <= 7
+    assert all(fragment.physical_rows < 300 for fragment in index.fragments)
+    assert not choose_fragments(index.fragments) or len(index.fragments) > 1
+    (found,) = find_nearest([index], np.packbits(np.zeros((1, 12), bool), axis=1), 200)
+    keys = [(row["distance"], row["path"]) for row in found.rows]
+    assert keys == sorted(keys) and len(keys) == 200
 
 
-def test_journals_survive_damaged_lines(tmp_path, capsys):
-    """A line that a kill cut short, one flipped bit, bytes that are not UTF-8, an early version."""
-    path = journal_path(tmp_path, ENCODER, 0)
-    records = videos_of(np.eye(12, dtype=bool))
-    with open(path, "a", encoding="ascii") as journal:
-        append_to_journal(journal, records[:5])
-    path.write_bytes(path.read_bytes()[:-9])
-    with open(path, "ab") as journal:
-        journal.write(b"\n\xff\xfe\n" + json.dumps(records[11]).encode())
-    with open(path, "a", encoding="ascii") as journal:
-        append_to_journal(journal, records[5:7])
-    code = records[6]["code"].encode()
-    path.write_bytes(path.read_bytes().replace(b'"' + code, b'"' + bytes([code[0] ^ 1]) + code[1:]))
-    expected = [record["path"] for record in records[:4] + records[5:6]]
-    assert list(encoded_videos(tmp_path, ENCODER)) == expected
-    assert capsys.readouterr().err == f"warning: {path}: 4 damaged lines are ignored\n"
-    assert encoded_videos(tmp_path, {**ENCODER, "bits": 13}) == {}, "another encoder's"
+def test_a_reader_keeps_its_version_while_an_update_runs(tmp_path):
+    reader = make_index(tmp_path, rows_of(random_codes(50, 12)))
+    delete_videos(tmp_path, [f"{row:06d}.avi" for row in range(25)])
+    compact(tmp_path)
+    clean(tmp_path, is_alone=True)
+    (found,) = find_nearest([reader], np.zeros((1, 2), np.uint8), 100)
+    assert len(found.rows) == len(reader) == 50 and not reader.is_current()
+    assert len(Index(tmp_path)) == 25 and Index(tmp_path).is_current()
 
 
-def test_writing_again_leaves_one_generation_and_no_journal_but_foreign_files(tmp_path):
-    codes = np.eye(12, dtype=bool)
-    write_index(tmp_path, METADATA, videos_of(codes))
-    journal_path(tmp_path, METADATA, 0).write_text("")
-    (tmp_path / "notes.jsonl").write_text("mine")
-    write_index(tmp_path, METADATA, videos_of(codes[:7]))
-    assert len(Index(tmp_path)) == 7
-    kinds = sorted(path.suffix for path in tmp_path.iterdir())
-    assert kinds == [".faiss", ".json", ".jsonl", ".jsonl"] and (tmp_path / "notes.jsonl").exists()
+def test_rows_without_a_seal_are_kept_by_the_next_update(tmp_path):
+    """A kill between the append and checksums.json."""
+    rows = rows_of(random_codes(20, 12))
+    make_index(tmp_path, rows[:10])
+    before = (tmp_path / CHECKSUMS).read_bytes()
+    make_index(tmp_path, rows[10:])
+    (tmp_path / CHECKSUMS).write_bytes(before)
+    assert len(Index(tmp_path)) == 10
+    assert open_for_update(tmp_path, METADATA).count_rows() == 20
 
 
-def of(suffix, change):
-    """A function that changes the bytes of the file of an index with that suffix."""
+# ==== damage ====
+
+
+def change_seal(**values):
+    """Change checksums.json as somebody could who makes its checksum right again."""
 
     def apply(folder):
-        path = next(path for path in folder.iterdir() if path.suffix == suffix)
+        content = {**json.loads((folder / CHECKSUMS).read_text()), **values}
+        (folder / CHECKSUMS).write_text(json.dumps({**content, "crc32": seal_checksum(content)}))
+
+    return apply
+
+
+def of(pattern, change):
+    """A function that changes the bytes of the newest file of an index with that pattern."""
+
+    def apply(folder):
+        path = min(folder.glob(pattern))
         path.write_bytes(change(path.read_bytes()))
 
     return apply
 
 
-def changed(**metadata):
-    return lambda folder: set_metadata(folder, **metadata)
+def remove(pattern):
+    return lambda folder: [path.unlink() for path in folder.glob(pattern)]
 
 
-def set_metadata(folder, **metadata):
-    """Change index.json as somebody could who makes the checksum right again."""
-    path = folder / "index.json"
-    metadata = {**json.loads(path.read_text()), **metadata}
-    path.write_text(json.dumps({**metadata, "sha256": hash_metadata(metadata)}))
+def forge(**metadata):
+    """Another table with other metadata in its schema."""
+
+    def apply(folder):
+        table = lance.dataset(str(folder / TABLE))
+        text = json.dumps({"format": 2, **METADATA, **metadata})
+        table.update_schema_metadata({"search": text})
+        seal(folder)
+
+    return apply
 
 
 def flip(data, byte):
     return data[:byte] + bytes([data[byte] ^ 1]) + data[byte + 1 :]
 
 
+MANIFEST, DATA = f"{TABLE}/_versions/*.manifest", f"{TABLE}/data/*"
 DAMAGE = {
-    "no index.json": (lambda folder: (folder / "index.json").unlink(), "not an index folder"),
-    "half of index.json": (of(".json", lambda data: data[:30]), "not a JSON object"),
-    "a list": (of(".json", lambda _: b"[]"), "not a JSON object"),
-    "nested without end": (of(".json", lambda _: b"[" * 10**6), "not a JSON object"),
-    "not UTF-8": (of(".json", lambda data: data + b"\xff"), "not a JSON object"),
-    "another folder": (of(".json", lambda d: d.replace(b"/videos", b"/videot")), "checksum"),
-    "a later version": (changed(format=99), "later version"),
-    "no format": (changed(format=None), "format is missing or has a wrong type"),
-    "text for a number": (changed(bits="12"), "bits is missing or has a wrong type"),
-    "true for a number": (changed(count=True), "count is missing or has a wrong type"),
-    "no folder of videos": (changed(videos=None), "videos is missing or has a wrong type"),
-    "a path as generation": (changed(generation="../../etc/passwd"), "generation is no checksum"),
-    "no bits": (changed(bits=0), "out of range"),
-    "too many bits": (changed(bits=2**40), "out of range"),
-    "too few codes": (changed(count=3), "wrong length"),
-    "other bits": (changed(bits=24), "wrong length"),
-    "codes empty": (of(".faiss", lambda _: b""), "is missing or empty"),
-    "other codes": (of(".faiss", lambda _: b"IBxF" * 5), "wrong length"),
-    "codes cut": (of(".faiss", lambda data: data[:-5]), "wrong length"),
-    "another header": (of(".faiss", lambda data: flip(data, 4)), "another header"),
-    "a flipped bit in a code": (of(".faiss", lambda data: flip(data, 40)), "checksum is wrong"),
-    "a flipped bit in a record": (of(".jsonl", lambda data: flip(data, 40)), "checksum is wrong"),
-    "records cut": (of(".jsonl", lambda data: data[:-5]), "checksum is wrong"),
-    "no records": (lambda folder: next(folder.glob("*.jsonl")).unlink(), "is missing or empty"),
+    "half of checksums.json": (of(CHECKSUMS, lambda data: data[:30]), "is not JSON"),
+    "a list": (of(CHECKSUMS, lambda _: b"[]"), "must be a dict"),
+    "nested without end": (of(CHECKSUMS, lambda _: b"[" * 10**6), "is not JSON"),
+    "another version": (of(CHECKSUMS, lambda d: d.replace(b'n": 4', b'n": 3')), "checksum"),
+    "a file elsewhere": (change_seal(files={"../../x": [1, 1]}), "names '../../x'"),
+    "no newest version": (of(MANIFEST, lambda _: b""), "checksum"),
+    "no manifest": (remove(MANIFEST), "No such file"),
+    "a flipped bit in the manifest": (of(MANIFEST, lambda data: flip(data, 40)), "checksum"),
+    "a flipped bit in the rows": (of(DATA, lambda data: flip(data, 40)), "checksum"),
+    "rows cut": (of(DATA, lambda data: data[:-5]), "checksum"),
+    "no rows": (remove(DATA), "No such file"),
+    "a later version": (forge(format=99), "later version"),
+    "text for a number": (forge(bits="12"), "must be a whole number"),
+    "other bits": (forge(bits=24), "other columns"),
+    "no window": (forge(window=-1), "must be a number above 0"),
+    "no folder of videos": (forge(videos=None), "must be text"),
 }
 
 
@@ -161,88 +381,65 @@ DAMAGE = {
 def test_damaged_indexes_are_refused(tmp_path, case):
     """By a query and by an update, which would otherwise write the damage into the next index."""
     damage, message = DAMAGE[case]
-    write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)))
+    make_index(tmp_path, rows_of(np.eye(12, dtype=bool)))
     damage(tmp_path)
-    with pytest.raises(IndexFileError, match=message) as error:
-        Index(tmp_path)
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-    if case != "no index.json":
-        with pytest.raises(IndexFileError, match=message):
-            encoded_videos(tmp_path, ENCODER)
+    for read in (Index, lambda folder: open_for_update(folder, METADATA)):
+        with pytest.raises(IndexFileError, match=message) as error:
+            read(tmp_path)
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_codes_cut_to_any_length_are_refused(tmp_path):
-    """Faiss, which reads no file here, ended with SIGSEGV at 13 to 19 bytes."""
-    write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)))
-    path = next(tmp_path.glob("*.faiss"))
-    whole = path.read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
-        with pytest.raises(IndexFileError, match="damaged"):
-            Index(tmp_path)
-
-
-def test_the_codes_are_a_file_of_faiss(tmp_path):
-    codes = np.random.default_rng(0).random((50, 12)) < 0.5
-    write_index(tmp_path, METADATA, videos_of(codes))
-    file = faiss.read_index_binary(str(next(tmp_path.glob("*.faiss"))))
-    assert isinstance(file, faiss.IndexBinaryFlat) and file.d == 16
-    assert np.array_equal(file.reconstruct_n(0, 50), np.packbits(codes, axis=1))
-    faiss.write_index_binary(file, str(tmp_path / "again"))
-    assert (tmp_path / "again").read_bytes() == next(tmp_path.glob("*.faiss")).read_bytes()
-    assert HEADER.size + 50 * 2 == (tmp_path / "again").stat().st_size
-
-
-def test_an_index_of_an_early_version_opens(tmp_path):
-    """It has no checksum in index.json; codes and records have always had theirs."""
-    write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)))
-    path = tmp_path / "index.json"
-    metadata = json.loads(path.read_text())
-    del metadata["sha256"]
-    path.write_text(json.dumps(metadata))
-    assert len(Index(tmp_path)) == len(encoded_videos(tmp_path, ENCODER)) == 12
+def test_an_index_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "index.json").write_text("{}")
+    for read in (Index, check_index_folder):
+        with pytest.raises(IndexFileError, match="earlier version; delete it and index"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize(
     "path",
-    ["../x.avi", "/etc/x.avi", "a/../../x.avi", "a/../b.avi", "./b.avi", "a//b.avi", "", "."]
-    + ["..", "a/", "a\0.avi", "\ud800.avi"],
+    ["../x.avi", "/etc/x.avi", "a/../../x.avi", "a/../b.avi", "./b.avi", "a//2e.avi", "", "."]
+    + ["..", "a/", "a\0.avi", "a//zz.avi", "//ed//a0//80"],
 )
-def test_records_that_name_other_files_are_refused(tmp_path, path):
-    """The index of somebody else, with the right checksums: its page would embed their pictures."""
-    records = videos_of(np.eye(12, dtype=bool))
-    records[3]["path"] = path
-    write_index(tmp_path, METADATA, records)
-    index = Index(tmp_path)
+def test_rows_that_name_other_files_are_refused(tmp_path, path):
+    """The index of somebody else: its page would embed their pictures."""
+    schema = table_schema({"format": 2, **METADATA})
+    rows = rows_of(np.eye(12, dtype=bool))
+    rows[3]["path"] = path
+    open_for_update(tmp_path, METADATA)
+    rows = pa.Table.from_pylist(rows, schema=schema)
+    lance.write_dataset(rows, str(tmp_path / TABLE), mode="append")
+    seal(tmp_path)
+    if path == "//ed//a0//80":  # bytes that are no UTF-8, and so a possible name
+        assert len(find_nearest([Index(tmp_path)], np.zeros((1, 2), np.uint8), 12)[0].rows) == 12
+        return
     with pytest.raises(IndexFileError, match="not below its folder of videos"):
-        [index.video(row) for row in range(12)]
-    with pytest.raises(IndexFileError, match="not below its folder of videos"):
-        encoded_videos(tmp_path, ENCODER)
+        find_nearest([Index(tmp_path)], np.zeros((1, 2), np.uint8), 12)
+
+
+@pytest.mark.parametrize("times", [(-1, 2), (2, 2), (3, 2), (0, np.inf), (np.nan, 3)])
+def test_rows_with_impossible_times_are_refused(tmp_path, times):
+    rows = rows_of(np.eye(12, dtype=bool))
+    rows[3] |= dict(zip(("start", "end"), times, strict=True))
+    index = make_index(tmp_path, rows)
+    with pytest.raises(IndexFileError, match="a row has the times"):
+        find_nearest([index], np.zeros((1, 2), np.uint8), 12)
 
 
 def test_a_folder_that_is_no_index_is_left_alone(tmp_path):
     (tmp_path / "holiday.txt").write_text("mine")
-    with pytest.raises(IndexFileError, match="is not an index"):
-        encoded_videos(tmp_path, ENCODER)
-    with pytest.raises(IndexFileError, match="is not an index"):
-        encoded_videos(tmp_path / "holiday.txt", ENCODER)
-    write_index(tmp_path / "index", METADATA, videos_of(np.eye(12, dtype=bool)))
+    for path in (tmp_path, tmp_path / "holiday.txt"):
+        with pytest.raises(IndexFileError, match="is not an index"):
+            check_index_folder(path)
+    make_index(tmp_path / "index", rows_of(np.eye(12, dtype=bool)))
     with pytest.raises(IndexFileError, match="another checkpoint"):
-        encoded_videos(tmp_path / "index", {**ENCODER, "checkpoint_sha256": "cd"})
-
-
-def test_an_index_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypatch):
-    write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)))
-    whole = index_module.read_metadata
-
-    def read_and_replace(folder):
-        metadata = whole(folder)
-        monkeypatch.setattr(index_module, "read_metadata", whole)
-        write_index(tmp_path, METADATA, videos_of(np.eye(12, dtype=bool)[:5]))
-        return metadata
-
-    monkeypatch.setattr(index_module, "read_metadata", read_and_replace)
-    assert len(Index(tmp_path)) == 5
+        open_for_update(tmp_path / "index", {**METADATA, "checkpoint_sha256": "cd"})
+    with pytest.raises(IndexFileError, match="made with --window 3, not whole"):
+        open_for_update(tmp_path / "index", {**METADATA, "window": None})
+    moved = {**METADATA, "videos": "/elsewhere"}
+    open_for_update(tmp_path / "index", moved)
+    seal(tmp_path / "index")
+    assert Index(tmp_path / "index").metadata["videos"] == "/elsewhere"
 
 
 def test_a_folder_is_locked_for_one_run_at_a_time(tmp_path):

@@ -32,7 +32,7 @@ def odd(demo, tmp_path_factory):
     return root
 
 
-def test_training_testing_and_searching(odd, run_script):
+def test_training_testing_and_searching(odd, tmp_path, run_script):
     run = odd / "run"
     trained = run_script(*train_command(odd, run, "--epochs", 1))
     assert "not UTF-8; no TensorBoard files" in trained.output() and "val mAP" in trained.output()
@@ -42,9 +42,12 @@ def test_training_testing_and_searching(odd, run_script):
     assert CLASS in metrics["map_per_class"] and (run / "test" / "retrieval.png").exists()
     refused = run_script("test.py", "--checkpoint", run, "--projector", status=1).stderr
     assert "--projector" in refused.splitlines()[-1] and "UTF-8" in refused.splitlines()[-1]
-    indexed = run_script(*index_command(run, odd / "videos", run / "index"))
+    refused = run_script(*index_command(run, odd / "videos", run / "index"), status=1).stderr
+    assert "its name is not UTF-8, as an index requires" in refused.splitlines()[-1]
+    index = tmp_path / "index %20#?ü"
+    indexed = run_script(*index_command(run, odd / "videos", index))
     video = next((odd / "videos" / CLASS).iterdir())
-    query = [word for word in query_command(run / "index", video) if word != "--json"]
+    query = [word for word in query_command(index, video) if word != "--json"]
     found = run_script(*query, "--html", run / "found.html", "--top", 30)
     assert SHOWN in found.stdout and (run / "found.html").exists()
     for process in (trained, tested, indexed, found):

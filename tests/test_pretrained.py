@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from helpers import train_command
+from helpers import checkpoint_content, train_command
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 from weight_files import (
@@ -17,8 +17,15 @@ from weight_files import (
 )
 
 from datasets.transforms import prepare
-from models import BACKBONES, NORMALISATIONS, build_initial_model, describe_normalisation
+from models import (
+    BACKBONES,
+    NORMALISATIONS,
+    build_initial_model,
+    build_model,
+    describe_normalisation,
+)
 from models.pretrained import load_pretrained
+from utils.checkpoint import save_checkpoint
 
 SETTINGS = {"bits": 8, "width": 1.0, "shortcut": None, "dropout": 0.0}
 
@@ -142,6 +149,22 @@ def test_flags_that_contradict_the_file_are_refused_with_the_right_flag(hara_fil
     assert "needs --shortcut A, not B" in refusal(path, shortcut="B")
     assert "needs --width 1.0, not 0.5" in refusal(path, width=0.5)
     assert "needs --shortcut B, not A" in refusal(root / "Hara 2018.pth", shortcut="A")
+    with pytest.raises(ValueError, match="were trained on rgb; use --input rgb or --pretrained no"):
+        build_initial_model({**SETTINGS, "backbone": "resnet18"}, path, clip_input="motion")
+
+
+def test_weights_of_motion_are_for_motion(tmp_path):
+    """A checkpoint of train.py as the start of another training."""
+    model = build_model("resnet18", 12, width=0.0625)
+    content = checkpoint_content(model.state_dict())
+    content["network"]["backbone"] = "resnet18"
+    content["preprocessing"]["input"] = "motion"
+    save_checkpoint(tmp_path / "best.pt", content)
+    settings = {"backbone": "resnet18", "bits": 12, "width": 0.0625, "shortcut": None}
+    loaded, *_ = build_initial_model(settings, tmp_path / "best.pt", clip_input="motion")
+    assert torch.equal(loaded.backbone.conv1.weight, model.backbone.conv1.weight)
+    with pytest.raises(ValueError, match="--input rgb: .* were trained on motion"):
+        build_initial_model(settings, tmp_path / "best.pt")
 
 
 def changed(states, family, change):

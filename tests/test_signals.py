@@ -1,5 +1,6 @@
 """Signals as terminals, `timeout`, SLURM and torchrun send them: to every process of a run."""
 
+import os
 import random
 import signal
 import subprocess
@@ -158,6 +159,20 @@ def test_a_second_ctrl_c_stops_at_once(demo, tmp_path, start_script):
     process.signal(signal.SIGINT)
     assert process.wait() == 1
     assert "Traceback" not in process.stderr and "interrupted" in process.stderr
+
+
+def interrupt_in_fork():
+    """Ctrl-C arrives while os.fork calls its hooks, which swallow exceptions."""
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def test_ctrl_c_while_a_worker_is_started_is_not_lost(few_videos, trained, tmp_path, run_script):
+    extract = "extract_frames.py", "--videos", few_videos, "--frames", tmp_path / "frames"
+    test = "test.py", "--checkpoint", trained, "--output", tmp_path / "test", "--workers", 1
+    for command in (extract, test):
+        error = run_script(*command, patch=interrupt_in_fork, status=1).stderr
+        assert "interrupted; rerun to resume" in error and "Traceback" not in error
+        assert "Exception ignored" not in error
 
 
 @pytest.mark.scripts

@@ -101,7 +101,7 @@ def steps(demo, tmp_path):
         ["search.py", "index", "--checkpoint", best, "--videos", videos, "--output", index],
     ]
     assert (run_folder / "last.pt").exists() and (run_folder / "test" / "metrics.json").exists()
-    assert (index / "index.json").exists()
+    assert (index / "checksums.json").exists()
 
 
 def close_streams():

@@ -52,6 +52,21 @@ def test_without_resizing_the_test_window_is_cut_out_at_whole_pixels(frame, crop
     assert torch.equal(result, window.float())
 
 
+def test_motion_is_the_difference_of_frames_and_sees_no_background():
+    clips = noise()
+    motion = {**PLAIN, "input": "motion", "std": [0.5] * 3}
+    frames = prepare(clips, {**PLAIN, "std": [0.5] * 3})
+    expected = 2 * (frames[:, :, 1:] - frames[:, :, :-1])
+    for result in (prepare(clips, motion), train(clips, motion)):
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+    still = noise(frames=1).expand(-1, 5, -1, -1, -1)
+    assert prepare(still, motion).abs().max() == 0
+    flipped = train(clips, motion, flip=True)
+    changed = (flipped - expected).abs().amax(dim=(1, 2, 3, 4)) > 1e-3
+    assert 0 < changed.sum() < len(clips)
+    torch.testing.assert_close(flipped[changed], expected[changed].flip(-1), atol=1e-4, rtol=0)
+
+
 def test_normalisation_is_per_channel():
     clips = torch.zeros(1, 2, 24, 24, 3, dtype=torch.uint8)
     clips[..., 0], clips[..., 1], clips[..., 2] = 255, 51, 0

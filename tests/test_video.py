@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 from video_charts import HAS_FFMPEG, chart, encode, fields, moment_of, patches
 
+from datasets import sampling
 from datasets.video import VideoError, iterate_video, read_video
 
 pytestmark = pytest.mark.scripts
@@ -128,22 +129,20 @@ def test_a_frame_too_large_is_refused_before_it_takes_memory(tmp_path):
 
 def test_large_frames_are_held_within_the_limit(moving, monkeypatch):
     """Whatever the limit, no more than it and one frame, or 2 x num_frames frames, are held."""
-    from datasets import video
+    most, make_room = [], sampling.RecentFrames._make_room
 
-    most, make_room = [], video._make_room
+    def spy(recent):
+        most.append(recent.held)
+        make_room(recent)
 
-    def spy(kept, convert, enough):
-        most.append(sum(candidate.nbytes for candidate in kept))
-        return make_room(kept, convert, enough)
-
-    monkeypatch.setattr(video, "_make_room", spy)
+    monkeypatch.setattr(sampling.RecentFrames, "_make_room", spy)
     frame = 576 * 720 * 3 // 2
-    monkeypatch.setattr(video, "MOST_HELD_BYTES", 4 * frame)
+    monkeypatch.setattr(sampling, "MOST_HELD_BYTES", 4 * frame)
     exact = read_video(moving, 4, (96, 120))
     assert most and max(most) < 5.5 * frame
-    monkeypatch.setattr(video, "MOST_HELD_BYTES", 2**28)
+    monkeypatch.setattr(sampling, "MOST_HELD_BYTES", 2**28)
     assert np.array_equal(exact, read_video(moving, 4, (96, 120))), "small pictures: still exact"
-    monkeypatch.setattr(video, "MOST_HELD_BYTES", 1)
+    monkeypatch.setattr(sampling, "MOST_HELD_BYTES", 1)
     most.clear()
     found = [moment_of(picture) for picture in read_video(moving, 2, (576, 720))]
     assert max(most) < 4.5 * frame and np.abs(np.subtract(found, [5, 15])).max() <= 5

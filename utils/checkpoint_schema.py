@@ -4,7 +4,7 @@ import torch
 
 from utils import schema
 
-FORMAT = 1  # raised when a checkpoint of this code can no longer be read by older code
+FORMAT = 2  # raised when a checkpoint of this code can no longer be read by older code
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
 MOST_PIXELS = 2**30  # of a clip, in all frames: what a checkpoint may make its reader allocate
 
@@ -63,7 +63,7 @@ PREPROCESSING = schema.record(
         "channels": schema.one_of("RGB", "BGR"),
         "range": schema.real(above=0),
     },
-    {"frame_size": schema.list_of(_pixels, 2, 2)},
+    {"frame_size": schema.list_of(_pixels, 2, 2), "input": schema.one_of("rgb", "motion")},
     others=schema.plain,
 )
 _path = schema.nullable(schema.text)
@@ -121,6 +121,8 @@ CHECKPOINT = schema.record(
         "pretrained": schema.nullable(schema.dict_of(schema.scalar)),
         "epoch": schema.whole(),
         "val_map": _number,
+        "clip_seconds": schema.nullable(schema.real(above=0)),
+        "neighbours": schema.list_of(schema.whole()),
     },  # "training" is checked when it is used: that of the first versions has other keys
 )
 # What a network of each kind of input needs beyond that.

@@ -124,10 +124,14 @@ class RunCheckpoints:
         if distributed.is_main():
             self._save(self.last, self.previous, training=self.state.state_dict())
 
-    def save_best(self):
-        """Write best.pt, in the main process only."""
+    def save_best(self, neighbours=None):
+        """Write best.pt, in the main process only.
+
+        neighbours: list of int, validation clips by the distance of their nearest training clip.
+        """
         if distributed.is_main():
-            self._save(self.best, val_map=self.state.best_map)
+            more = {} if neighbours is None else {"neighbours": neighbours}
+            self._save(self.best, val_map=self.state.best_map, **more)
 
     def _save(self, path, previous=None, **more):
         self.state.check_finite()

@@ -1,0 +1,231 @@
+"""Answers to a query video: moments, ranked, merged, and put into proportion."""
+
+import contextlib
+import filecmp
+import hashlib
+import os
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval.index import encode_path, is_remote, quote
+from retrieval.nearest import COLUMNS, find_nearest
+
+SHUFFLED = 10_000  # the most ties, the first in the order of paths, that are shown in a mixed order
+USUAL = 0.95  # of the validation clips have a neighbour within the distance called usual
+
+
+class Options(NamedTuple):
+    """How a query is answered; see the flags of `search.py query`."""
+
+    top: int = 10
+    per_video: bool = False
+    exclude_query: bool = False
+    class_name: str | None = None
+    path: str | None = None  # a glob
+    rerank: int = 0
+    mix_ties: bool = False  # order ties by a hash of query and path, not by path
+
+
+def answer_query(indexes, query, parts, options):
+    """The moments nearest to a query video.
+
+    indexes: list of `retrieval.index.Index` of one encoder. query: path of the video. parts: its
+    windows, list of (start, end, approximate code (K,) array). options: `Options`.
+    Returns a dict: path, "class" (None), start and end of the query, results, ties, unlike.
+    results: list of dicts with rank, distance, share (of the rows searched, as near or nearer),
+    class, path, start, end, query_start, query_end. ties: dicts with first and last rank, distance,
+    and windows, the number of rows at that distance, for those with more rows than ranks. unlike:
+    None, or the distance within which nearly all validation clips have a neighbour, where the
+    nearest result is farther away.
+    """
+    parts = [(*part[:2], np.asarray(part[2], np.float32)) for part in parts]
+    conditions, copies = zip(
+        *(limit_search(index, query, options) for index in indexes), strict=True
+    )
+    only = [f"path IN ({names})" if names else "false" for names in map(join_names, copies)]
+    count = max(4 * options.top, options.rerank, options.mix_ties * SHUFFLED // len(parts))
+    while True:
+        found = search_parts(indexes, parts, count, conditions, options)
+        more = search_parts(indexes, parts, count, only, options) if any(copies) else []
+        rows = [row for one in found + more for row in one.rows]
+        rows.sort(key=order_of(query, copies, options))
+        if options.rerank:
+            rows = rerank(rows, parts, options.rerank)
+        moments = merge_moments(rows, options)
+        if len(moments) >= options.top or all(len(one.rows) < count for one in found):
+            return present(indexes, query, parts, moments, found)
+        count *= 8
+
+
+# ==== what is searched ====
+
+
+def limit_search(index, query, options):
+    """(condition of SQL or None, paths of the videos with the content of the query: set)."""
+    own, copies = same_files(index, query)
+    limits = []
+    if options.exclude_query and own:
+        limits.append(f"path NOT IN ({join_names(own)})")
+        copies -= own
+    if options.class_name is not None:
+        limits.append(f"class = {quote(encode_path(options.class_name))}")
+        copies = set()
+    if options.path is not None:
+        limits.append(f"regexp_like(path, {quote(glob_to_regex(options.path))})")
+        copies = set()
+    return " AND ".join(limits) or None, copies
+
+
+def same_files(index, query):
+    """The videos of an index that are the file of the query, and that have its content: two sets.
+
+    Files that cannot be read are neither.
+    """
+    own, copies = set(), set()
+    if is_remote(index.videos) or not os.path.isfile(query):
+        return own, copies
+    for path in index.find(f"size = {os.path.getsize(query)}"):
+        file = os.path.join(index.videos, path)
+        with contextlib.suppress(OSError):
+            if os.path.samefile(query, file):
+                own.add(path)
+            if path in own or filecmp.cmp(query, file, shallow=False):
+                copies.add(path)
+    return own, copies
+
+
+def join_names(paths):
+    """Paths as a list of SQL literals."""
+    return ", ".join(quote(encode_path(path)) for path in sorted(paths))
+
+
+def glob_to_regex(pattern):
+    """A glob as a regular expression of Rust: * for any text, ? for a character, [ab] for one."""
+    words = re.split(r"(\*|\?|\[!?[^\]]+\])", encode_path(pattern))
+    wild = {"*": ".*", "?": "."}
+    text = ""
+    for word in words:
+        if len(word) > 2 and word[0] == "[" and word[-1] == "]":
+            inside = re.sub(r"([\[\\&~^])", r"\\\1", word[1:-1].removeprefix("!"))
+            text += f"[{'^' if word[1] == '!' else ''}{inside}]"
+        else:
+            text += wild.get(word) or re.escape(word)
+    return f"(?s)^{text}$"
+
+
+# ==== ranking ====
+
+
+def search_parts(indexes, parts, count, conditions, options):
+    """`find_nearest` for each part of the query; rows also have the number of the part."""
+    codes = np.packbits(np.stack([code for *_, code in parts]) >= 0, axis=1)
+    columns = [*COLUMNS, "code"] if options.rerank else COLUMNS
+    found = find_nearest(indexes, codes, count, conditions, columns)
+    for number, one in enumerate(found):
+        for row in one.rows:
+            row["part"] = number
+    return found
+
+
+def order_of(query, copies, options):
+    """The key by which rows are sorted: the distance, copies of the query first, then the path."""
+
+    def key(row):
+        is_other = row["path"] not in copies[row["index"]]
+        mixed = b""
+        if options.mix_ties:
+            text = f"{query}\0{row['path']}".encode("utf-8", "surrogateescape")
+            mixed = hashlib.blake2b(text, digest_size=8).digest()
+        ties = (mixed, row["path"], row["start"], row["index"], row["part"])
+        return row["distance"], is_other, *ties
+
+    return key
+
+
+def rerank(rows, parts, count):
+    """Order the first rows by asymmetric distance: real-valued query, binary database.
+
+    The distance is (K - <u, b>) / 2 for codes b of +-1; ties keep their order. Source: A. Gordo et
+    al., "Asymmetric Distances for Binary Embeddings", TPAMI 2014.
+    """
+
+    def distance(row):
+        values = parts[row["part"]][2]
+        bits = np.unpackbits(np.frombuffer(row["code"], np.uint8), count=len(values))
+        return (len(values) - float((bits.astype(np.float32) * 2 - 1) @ values)) / 2
+
+    return sorted(rows[:count], key=distance) + rows[count:]
+
+
+def merge_moments(rows, options):
+    """The first of rows that overlap in one video, or, with per_video, the first of each video."""
+    kept, of_video = [], defaultdict(list)
+    for row in rows:
+        others = of_video[row["index"], row["path"]]
+        if options.per_video:
+            is_new = not others
+        else:
+            is_new = all(row["start"] >= o["end"] or row["end"] <= o["start"] for o in others)
+        if is_new:
+            others.append(row)
+            kept.append(row)
+            if len(kept) == options.top:
+                break
+    return kept
+
+
+# ==== presentation ====
+
+
+def present(indexes, query, parts, moments, found):
+    """The dict that `answer_query` returns."""
+    results = []
+    for rank, row in enumerate(moments, start=1):
+        one, (start, end, _) = found[row["part"]], parts[row["part"]]
+        as_near = int(one.counts[: row["distance"] + 1].sum())
+        result = {
+            "rank": rank,
+            "distance": row["distance"],
+            "share": as_near / max(1, one.total),
+            "class": row["class"],
+            "path": os.path.join(indexes[row["index"]].videos, row["path"]),
+            "start": row["start"],
+            "end": row["end"],
+            "query_start": start,
+            "query_end": end,
+        }
+        results.append(result)
+    return {
+        "path": query,
+        "class": None,
+        "start": parts[0][0],
+        "end": parts[-1][1],
+        "results": results,
+        "ties": find_ties(results, found),
+        "unlike": usual_distance(indexes[0], results),
+    }
+
+
+def find_ties(results, found):
+    """For each distance with more rows than results: dict with first, last, distance, windows."""
+    ties = []
+    for distance in dict.fromkeys(result["distance"] for result in results):
+        ranks = [result["rank"] for result in results if result["distance"] == distance]
+        windows = sum(int(one.counts[distance]) for one in found)
+        if windows > len(ranks):
+            tie = {"first": ranks[0], "last": ranks[-1], "distance": distance, "windows": windows}
+            ties.append(tie)
+    return ties
+
+
+def usual_distance(index, results):
+    """The distance within which nearly all validation clips have a neighbour, if no result is."""
+    counts = index.metadata["neighbours"]
+    if not counts or not sum(counts) or not results:
+        return None
+    usual = int(np.searchsorted(np.cumsum(counts), USUAL * sum(counts)))
+    nearest = min(result["distance"] for result in results)
+    return usual if nearest > usual else None
