@@ -1,5 +1,6 @@
 """The scripts one after the other, as a user runs them, and the files that they write."""
 
+import argparse
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from helpers import EXTRACT, TINY, read_log, same_weights, train_command, weight
 
 from configs.flags import parse_train_flags
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
+from experiments import animate
 from retrieval.index import Index
 
 
@@ -111,6 +113,13 @@ def test_the_page_and_the_projector_show_what_was_found(tested):
     expected = np.concatenate([codes["query_codes"], codes["database_codes"]])
     assert len(rows) == 25 and np.allclose(written, expected, atol=1e-4)
     assert (folder / "sprite.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_of_the_readme_is_made_from_a_run(tested, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(animate, "FRAMES", 2)
+    output = tmp_path / "demo.webp"
+    animate.main(argparse.Namespace(run=trained, output=output, queries=2, results=2))
+    assert output.read_bytes()[8:16] == b"WEBPVP8X" and b"ANIM" in output.read_bytes()[:64]
 
 
 def test_codes_from_elsewhere_are_compared_with_a_checkpoint(trained, tested, tmp_path, run_script):
