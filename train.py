@@ -440,12 +440,23 @@ def prepare_model(train_set, args, device):
 
 
 def init_hash_layer(model, train_set, transform, device, args):
-    """Fit the hash layer to features of the training videos, without their labels."""
+    """Fit the hash layer to features of the training videos, without their labels.
+
+    Only in the main process, whose weights `wrap_model` copies to the others.
+    """
+    if will_resume(args) or not distributed.is_main():
+        return
     step = math.ceil(len(train_set) / MOST_ITEMS)
     options = {"batch_size": args.classes_per_batch * args.clips_per_class}
     loader = ClipLoader(train_set, args.workers, sampler=range(0, len(train_set), step), **options)
     encoder = build_encoder(model.backbone, transform, device, args.amp)
     fit_hash_layer(model.hash, encode(encoder, loader, "features for --init-hash"), args.seed)
+
+
+def wrap_model(model, args):
+    """The model to call in training: parallel over the processes, compiled with --compile."""
+    ddp_model = distributed.data_parallel(model)
+    return torch.compile(ddp_model) if args.compile else ddp_model
 
 
 def build_train_state(model, steps_per_epoch, device, args):
@@ -475,10 +486,9 @@ def main(args):
     preprocessing, train_transform, test_transform = build_transforms(
         args, train_set, normalisation
     )
-    if args.init_hash == "itq" and distributed.is_main() and not will_resume(args):
+    if args.init_hash == "itq":
         init_hash_layer(model, train_set, test_transform, device, args)
-    ddp_model = distributed.data_parallel(model)  # with the weights of the main process
-    ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
+    ddp_model = wrap_model(model, args)
 
     # ==== loss and optimiser ====
     loss_options = {"margin": args.margin, "distance": args.distance, "average": args.average}
