@@ -377,6 +377,12 @@ def lock_run(args):
     return file_lock(Path(args.output) / ".lock")
 
 
+def start_clock(state, batches, log, args):
+    """The Clock of a run whose epochs have `batches` steps."""
+    earlier = log.seconds if log else 0.0
+    return Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
+
+
 def log_epoch(log, record, tested, is_best, clock, datasets, args):
     """Write an epoch to metrics.jsonl, TensorBoard and the terminal.
 
@@ -507,14 +513,13 @@ def main(args):
     log = open_run(checkpoints, device, args)
     timer = CheckpointTimer(args.save_minutes, args.save_steps)
     print_main(describe_run(model, device, train_set, val_set, classes, args))
-    batches, earlier = len(train_loader), log.seconds if log else 0.0
-    clock = Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
+    clock = start_clock(state, len(train_loader), log, args)
 
     # ==== loop ====
     collapsed = 0  # epochs in a row
     while state.epoch < args.epochs:
         train_loader.batch_sampler.set_position(state.epoch, state.batch)
-        step = (state.epoch + 1) * batches
+        step = (state.epoch + 1) * len(train_loader)
         record = {"epoch": state.epoch + 1, "step": step}
         record |= train_one_epoch(
             *(state, ddp_model, train_loader, train_transform, criterion),
