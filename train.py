@@ -34,7 +34,7 @@ from datasets.cache import CachedDataset, build_cache
 from datasets.features import hash_features, read_features
 from datasets.frame_folders import median_seconds
 from datasets.frames import FrameDataset
-from datasets.loaders import build_loaders
+from datasets.loaders import ClipLoader, build_loaders
 from datasets.samplers import fit_batch_shape
 from datasets.splits import (
     SplitError,
@@ -48,6 +48,7 @@ from datasets.transforms import augment, prepare
 from losses import HashLoss
 from losses.collapse import PATIENCE, advise, find_collapse
 from models import FEATURES, build_initial_model, build_model, describe_normalisation
+from models.itq import MOST_ITEMS, fit_hash_layer
 from reports.environment import log_environment
 from reports.examples import draw_examples, pick_examples
 from reports.run_log import Clock, RunLog, describe_epoch, describe_run, summarise
@@ -333,6 +334,12 @@ def run_settings(args):
     return {key: value for key, value in vars(args).items() if key != "given"} | absolute
 
 
+def will_resume(args):
+    """Whether the run folder has a state that training goes on from."""
+    names = ("last.pt", "previous.pt")
+    return not args.restart and any((Path(args.output) / name).exists() for name in names)
+
+
 def open_run(checkpoints, device, args):
     """Prepare the run folder, and resume the run that is there, unless --restart.
 
@@ -371,6 +378,12 @@ def lock_run(args):
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return file_lock(Path(args.output) / ".lock")
+
+
+def start_clock(state, batches, log, args):
+    """The Clock of a run whose epochs have `batches` steps."""
+    earlier = log.seconds if log else 0.0
+    return Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
 
 
 def log_epoch(log, record, tested, is_best, clock, datasets, args):
@@ -440,6 +453,26 @@ def prepare_model(train_set, args, device):
     return model, {"network": settings, "pretrained": source}, normalisation
 
 
+def init_hash_layer(model, train_set, transform, device, args):
+    """Fit the hash layer to features of the training videos, without their labels.
+
+    Only in the main process, whose weights `wrap_model` copies to the others.
+    """
+    if will_resume(args) or not distributed.is_main():
+        return
+    step = math.ceil(len(train_set) / MOST_ITEMS)
+    options = {"batch_size": args.classes_per_batch * args.clips_per_class}
+    loader = ClipLoader(train_set, args.workers, sampler=range(0, len(train_set), step), **options)
+    encoder = build_encoder(model.backbone, transform, device, args.amp)
+    fit_hash_layer(model.hash, encode(encoder, loader, "features for --init-hash"), args.seed)
+
+
+def wrap_model(model, args):
+    """The model to call in training: parallel over the processes, compiled with --compile."""
+    ddp_model = distributed.data_parallel(model)
+    return torch.compile(ddp_model) if args.compile else ddp_model
+
+
 def build_criterion(num_classes, device, args):
     """The HashLoss of the flags; what it learns is the same in all processes."""
     torch.manual_seed(args.seed)
@@ -479,8 +512,9 @@ def main(args):
     preprocessing, train_transform, test_transform = build_transforms(
         args, train_set, normalisation
     )
-    ddp_model = distributed.data_parallel(model)
-    ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
+    if args.init_hash == "itq":
+        init_hash_layer(model, train_set, test_transform, device, args)
+    ddp_model = wrap_model(model, args)
 
     # ==== loss and optimiser ====
     criterion = build_criterion(len(classes), device, args)
@@ -493,14 +527,13 @@ def main(args):
     log = open_run(checkpoints, device, args)
     timer = CheckpointTimer(args.save_minutes, args.save_steps)
     print_main(describe_run(model, device, train_set, val_set, classes, args))
-    batches, earlier = len(train_loader), log.seconds if log else 0.0
-    clock = Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
+    clock = start_clock(state, len(train_loader), log, args)
 
     # ==== loop ====
     collapsed = 0  # epochs in a row
     while state.epoch < args.epochs:
         train_loader.batch_sampler.set_position(state.epoch, state.batch)
-        step = (state.epoch + 1) * batches
+        step = (state.epoch + 1) * len(train_loader)
         record = {"epoch": state.epoch + 1, "step": step}
         record |= train_one_epoch(
             state, ddp_model, train_loader, train_transform, checkpoints, timer, clock, args

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-import faiss
 import torch
 from torch import nn
 from torch.nn import functional
 
 from losses import DISTANCES
+from models.itq import fit_hash_layer
 from retrieval.codes import binarize
 from retrieval.metrics import evaluate
 
@@ -147,14 +147,10 @@ TERMS = {
 
 
 def itq(features, bits, seed):
-    """Iterative quantisation, by Faiss: PCA and the rotation with the least quantisation error.
-
-    Y. Gong, S. Lazebnik, "Iterative Quantization", CVPR 2011.
-    """
-    transform = faiss.ITQTransform(features.shape[1], bits, True)
-    transform.itq.seed = seed
-    transform.train(features.numpy())
-    return lambda x: torch.from_numpy(transform.apply_py(x.contiguous().numpy()))
+    """The hash layer of `models.itq`."""
+    layer = nn.Linear(features.shape[1], bits)
+    fit_hash_layer(layer, features.contiguous(), seed)
+    return lambda x: layer(x).detach()
 
 
 def hyperplanes(features, bits, seed):
