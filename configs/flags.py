@@ -133,6 +133,13 @@ def add_model_flags(parser):
         default=0.0,
         help="dropout probability before the hash layer; 0.5 suits C3D",
     )
+    add(
+        "--init-hash",
+        choices=("random", "itq"),
+        default="random",
+        help="initial hash layer: random, or fitted to the features of the training videos without "
+        "their labels (iterative quantisation), which needs more videos than bits",
+    )
 
 
 def add_pretrained_flags(parser):

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from datasets.frames import FrameDataset
 from datasets.splits import read_classes
-from reports.figures import retrieval_figure
 from reports.page import encode_animation
+from reports.pictures import retrieval_figure
 from retrieval.codes import load_codes
 from retrieval.hamming import nearest
 from utils.argtypes import number

@@ -1,11 +1,11 @@
 """What the experiments compare with our loss: other losses, and codes made without labels."""
 
-import faiss
 import torch
 from torch import nn
 from torch.nn import functional
 
 from losses import DISTANCES
+from models.itq import fit_hash_layer
 from retrieval.codes import binarize
 from retrieval.metrics import evaluate
 
@@ -89,14 +89,10 @@ def other_terms(classes, bits, seed):
 
 
 def itq(features, bits, seed):
-    """Iterative quantisation, by Faiss: PCA and the rotation with the least quantisation error.
-
-    Y. Gong, S. Lazebnik, "Iterative Quantization", CVPR 2011.
-    """
-    transform = faiss.ITQTransform(features.shape[1], bits, True)
-    transform.itq.seed = seed
-    transform.train(features.numpy())
-    return lambda x: torch.from_numpy(transform.apply_py(x.contiguous().numpy()))
+    """The hash layer of `models.itq`."""
+    layer = nn.Linear(features.shape[1], bits)
+    fit_hash_layer(layer, features.contiguous(), seed)
+    return lambda x: layer(x).detach()
 
 
 def hyperplanes(features, bits, seed):
