@@ -65,6 +65,8 @@ def add_query_flags(parser):
     add("--video", required=True, nargs="+", metavar="FILE", help="query videos")
     add("--videos", metavar="DIR", help="the folder of the indexed videos, if it was moved")
     add("--top", type=count, default=10, help="results per query")
+    bits = "compare only the first N bits; for codes of train.py --nested-bits (default: all)"
+    add("--bits", type=count, metavar="N", help=bits)
     add("--per-video", action="store_true", help="only the nearest moment of each video")
     add("--class", dest="class_name", metavar="NAME", help="only moments of this class")
     path = "only videos whose path below their folder matches, such as 'holiday/*'"
@@ -309,7 +311,7 @@ def query_videos(device, args):
         raise UserError(f"--start {args.start:g} is not before --end {end:g}")
     if args.html:
         check_page(args.html)
-    indexes = [Index(location, args.videos) for location in args.index]
+    indexes = [Index(location, args.videos, args.bits) for location in args.index]
     encoder = load_index_encoder(indexes, device, args)
     options = Options(
         top=args.top,
@@ -326,6 +328,7 @@ def query_videos(device, args):
     searches, num_failed = dict.fromkeys(paths), 0
     for path, parts, reason in encode_videos(paths, encoder, args, window, stride, args.start, end):
         if reason is None:
+            parts = [(*times, code[: indexes[0].bits]) for *times, code in parts]
             searches[path] = answer_query(indexes, path, parts, options)
         else:
             num_failed += 1
