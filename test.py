@@ -111,7 +111,7 @@ from reports.table import format_report, format_summary
 from retrieval.codes import load_codes, save_codes
 from retrieval.encode import build_encoder, encode
 from retrieval.hamming import nearest_labels
-from retrieval.measure import bits, find_nearest, measure
+from retrieval.measure import SIDES, bits, find_nearest, measure
 from utils import distributed
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.device import set_threads
@@ -267,11 +267,21 @@ def encode_datasets(model, queries, database, checkpoint, device, args):
     return items
 
 
+def measure_prefixes(items, checkpoint, how):
+    """{"16 bits": metrics, …} of the shorter ones of nested codes. how: arguments of `measure`."""
+    reports = {}
+    for length in checkpoint["settings"].get("nested_bits", []):
+        if length < checkpoint["network"]["bits"]:
+            prefixes = {f"{side}_codes": items[f"{side}_codes"][:, :length] for side in SIDES}
+            reports[f"{length} bits"] = measure({**items, **prefixes}, *how).metrics
+    return reports
+
+
 def measure_checkpoint(path, folder, device, args):
     """Encode and measure the lists of a checkpoint, and write the results into `folder`.
 
-    Returns ({"trained": metrics}, whether the network is for videos); with --untrained, the metrics
-    before training come first.
+    Returns ({"trained": metrics}, whether the network is for videos). The metrics before training,
+    with --untrained, and those of the prefixes of nested codes come first.
     """
     checkpoint = load_checkpoint(path, "settings")
     queries, database = build_datasets(checkpoint, args)
@@ -283,7 +293,9 @@ def measure_checkpoint(path, folder, device, args):
         untrained = encode_datasets(model, *data)
         reports["untrained"] = measure(untrained, *how).metrics
     model.load_state_dict(checkpoint["model"])
-    tested = measure(encode_datasets(model, *data), *how)
+    items = encode_datasets(model, *data)
+    reports |= measure_prefixes(items, checkpoint, how)
+    tested = measure(items, *how)
     if distributed.is_main():
         source = args.features or checkpoint["settings"].get("features") or queries.root
         run = {
@@ -379,8 +391,8 @@ def main(args):
         if path in checkpoints:
             measured, is_for_videos = measure_checkpoint(path, folder, device, args)
             if len(files) > 1:
-                trained = {"trained": name, "untrained": f"{name} untrained"}
-                measured = {trained[key]: metrics for key, metrics in measured.items()}
+                names_of = {key: f"{name} {key}" for key in measured} | {"trained": name}
+                measured = {names_of[key]: metrics for key, metrics in measured.items()}
             reports |= measured
         else:
             reports[name] = measure_codes(path, folder, device, args)

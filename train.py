@@ -45,7 +45,7 @@ from datasets.splits import (
     read_split,
 )
 from datasets.transforms import augment, prepare
-from losses import MINING
+from losses import HashLoss
 from losses.collapse import PATIENCE, advise, find_collapse
 from models import FEATURES, build_initial_model, build_model, describe_normalisation
 from models.itq import MOST_ITEMS, fit_hash_layer
@@ -186,7 +186,7 @@ def keep_features(features, generator=None):
 # ==== an epoch ====
 
 
-def train_step(state, ddp_model, clips, labels, criterion, args):
+def train_step(state, ddp_model, clips, labels, args):
     """One optimiser step on clips (B, 3, T, S, S) and labels (B,).
 
     Returns (6,) float64: loss, sum over all triplets, active triplets, valid triplets, mean |code|,
@@ -197,7 +197,7 @@ def train_step(state, ddp_model, clips, labels, criterion, args):
     with torch.autocast(device.type, precision, enabled=precision is not None):
         codes = ddp_model(clips)  # (B, K) in (-1, 1)
     codes, labels = distributed.gather_batch(codes.float().to(labels.device), labels)
-    loss, stats = criterion(codes, labels)
+    loss, stats = state.criterion(codes, labels)
 
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss * distributed.world_size()).backward()
@@ -213,6 +213,11 @@ def train_step(state, ddp_model, clips, labels, criterion, args):
     return torch.stack([loss.detach(), *triplets, magnitude, spread])
 
 
+def find_loss_device(device):
+    """Where the loss is computed: on the CPU for GPUs of Apple, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def seed_step(seed, step, generator):
     """Make all random numbers a function of (seed, step, rank): a resumed run repeats them."""
     seed = (seed * 1_000_003 + step) * distributed.world_size() + distributed.rank()
@@ -220,16 +225,14 @@ def seed_step(seed, step, generator):
     generator.manual_seed(seed)  # for augmentation: a separate stream of random numbers
 
 
-def train_one_epoch(
-    state, ddp_model, loader, transform, criterion, checkpoints, timer, clock, args
-):
+def train_one_epoch(state, ddp_model, loader, transform, checkpoints, timer, clock, args):
     """Train on the remaining batches of an epoch; save and stop where `timer` says so.
 
     Returns {name: mean over the epoch}. Raises TrainingError if training diverges, and
     distributed.Stopped after a signal.
     """
     device = next(ddp_model.parameters()).device
-    loss_device = torch.device("cpu") if device.type == "mps" else device  # Apple has no float64
+    loss_device = find_loss_device(device)
     generator = torch.Generator(device)
     totals = state.totals or (0.0,) * NUM_TOTALS
     totals = torch.tensor(totals, dtype=torch.float64, device=loss_device)
@@ -242,7 +245,7 @@ def train_one_epoch(
         seed_step(args.seed, step, generator)
         clips = transform(clips.to(device, non_blocking=True), generator=generator)
         labels = labels.to(loss_device, non_blocking=True)
-        totals += train_step(state, ddp_model, clips, labels, criterion, args)
+        totals += train_step(state, ddp_model, clips, labels, args)
         rates = {group["name"]: group["lr"] for group in state.optimizer.param_groups}
         state.scheduler.step()
         state.batch += 1
@@ -470,15 +473,27 @@ def wrap_model(model, args):
     return torch.compile(ddp_model) if args.compile else ddp_model
 
 
-def build_train_state(model, steps_per_epoch, device, args):
+def build_criterion(num_classes, device, args):
+    """The HashLoss of the flags; what it learns is the same in all processes."""
+    torch.manual_seed(args.seed)
+    triplets = args.margin, args.mining, args.distance, args.average
+    criterion = HashLoss(args.bits, num_classes, *triplets, args.classification, args.nested_bits)
+    criterion.to(find_loss_device(device))
+    for parameter in criterion.parameters():
+        # Each process has its whole gradient, of a loss that is multiplied by their number.
+        parameter.register_hook(lambda gradient: gradient / distributed.world_size())
+    return criterion
+
+
+def build_train_state(model, criterion, steps_per_epoch, device, args):
     """The TrainState with optimiser, learning-rate schedule and gradient scaler."""
     modules = {"backbone": (model.backbone, args.backbone_lr_factor), "hash": (model.hash, 1.0)}
+    modules |= {"criterion": (criterion, 1.0)} if list(criterion.parameters()) else {}
     optimizer = build_optimizer(modules, args)
     scheduler = build_scheduler(optimizer, args, steps_per_epoch)
     is_half = mixed_precision(device, args.amp) == torch.float16
-    return TrainState(
-        model, optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=is_half)
-    )
+    scaler = torch.amp.GradScaler(device.type, enabled=is_half)
+    return TrainState(model, optimizer, scheduler, scaler, criterion=criterion)
 
 
 def main(args):
@@ -502,9 +517,8 @@ def main(args):
     ddp_model = wrap_model(model, args)
 
     # ==== loss and optimiser ====
-    loss_options = {"margin": args.margin, "distance": args.distance, "average": args.average}
-    criterion = partial(MINING[args.mining], **loss_options)
-    state = build_train_state(model, len(train_loader), device, args)
+    criterion = build_criterion(len(classes), device, args)
+    state = build_train_state(model, criterion, len(train_loader), device, args)
 
     # ==== run folder ====
     metadata |= {"preprocessing": preprocessing, "classes": classes}
@@ -522,8 +536,7 @@ def main(args):
         step = (state.epoch + 1) * len(train_loader)
         record = {"epoch": state.epoch + 1, "step": step}
         record |= train_one_epoch(
-            *(state, ddp_model, train_loader, train_transform, criterion),
-            *(checkpoints, timer, clock, args),
+            state, ddp_model, train_loader, train_transform, checkpoints, timer, clock, args
         )
         check_weights(state, step, args)
         collapsed = watch_collapse(record, collapsed, args)
