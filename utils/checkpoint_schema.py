@@ -113,7 +113,7 @@ CHECKPOINT = schema.record(
         "network": NETWORK,
         "model": schema.dict_of(tensor),
         "preprocessing": schema.nullable(PREPROCESSING),
-        "classes": schema.list_of(schema.text, least=1),
+        "classes": schema.list_of(schema.text),  # none without labels
     },
     {
         "settings": SETTINGS,
