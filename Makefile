@@ -7,7 +7,7 @@ export TQDM_MININTERVAL ?= 1
 
 define DEMO_DONE
 
-Six queries and the videos that they found: runs/demo/test/retrieval.png
+Queries and the videos that they found: runs/demo/test/retrieval.png
 
 Search the videos next:
   source $(VENV)/bin/activate
@@ -17,7 +17,7 @@ and open found.html in a browser.
 endef
 export DEMO_DONE
 
-.PHONY: demo test test-fast test-all lint benchmark-gpu clean
+.PHONY: demo folder test test-fast test-all lint benchmark-gpu clean
 
 demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a few minutes
 	$(RUN) -m datasets.synthetic --output data/demo
@@ -27,6 +27,18 @@ demo: $(VENV)/ready  ## videos -> frames -> lists -> training -> retrieval, in a
 	$(RUN) train.py --config configs/demo.yaml
 	$(RUN) test.py --checkpoint runs/demo/best.pt --untrained
 	@printf '%s\n' "$$DEMO_DONE"
+
+# Your own videos: make folder VIDEOS=my_videos
+# NAME names the folders in data/ and runs/; SPLITS and TRAIN are further flags of the two scripts.
+NAME ?= mine
+DATA := data/$(NAME)
+folder: $(VENV)/ready  ## your videos <class>/<video> -> frames -> lists -> training -> retrieval
+	@test -d "$(VIDEOS)" || { echo "make folder VIDEOS=FOLDER, with videos FOLDER/<class>/<video>"; exit 1; }
+	$(RUN) extract_frames.py --videos "$(VIDEOS)" --frames $(DATA)/frames --size 64 64
+	$(RUN) make_splits.py --dataset folder --frames $(DATA)/frames --output $(DATA)/splits $(SPLITS)
+	$(RUN) train.py --config configs/folder.yaml --frames $(DATA)/frames --splits $(DATA)/splits \
+	    --output runs/$(NAME) $(TRAIN)
+	$(RUN) test.py --checkpoint runs/$(NAME)
 
 test: $(VENV)/ready-dev lint  ## the tests, without the slow ones, on at most four cores
 	$(RUN) -m pytest $(PARALLEL) -m "not slow"

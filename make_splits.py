@@ -42,6 +42,8 @@ from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, write_text
 from utils.terminal import safe_streams
 
+SMALLEST_VALIDATION = 100  # videos
+
 
 def build_parser():
     parser = Parser(__doc__)
@@ -55,8 +57,13 @@ def build_parser():
     add("--frames", required=True, type=Path, metavar="DIR", help="what extract_frames.py wrote")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the lists")
     fraction = number(float, least=0, below=1)
-    help_val = "validation videos, as a fraction of each class's training videos; 0 for none"
-    add("--val-fraction", type=fraction, default=0.1, help=help_val)
+    add(
+        "--val-fraction",
+        type=fraction,
+        metavar="X",
+        help="validation videos, as a fraction of each class's training videos; 0 for none "
+        "(default: 0.1; for a folder in which that is fewer than 100 videos, none)",
+    )
     add("--seed", type=number(int), default=0, help="random seed for the choice of groups")
     add(
         "--check-frames",
@@ -95,6 +102,19 @@ def build_parser():
         help="compare the colours of all videos, to find recordings that are in two lists",
     )
     return parser
+
+
+def choose_val_fraction(args, train):
+    """--val-fraction, or its default: few videos choose no epoch well, and training needs them."""
+    if args.val_fraction is not None:
+        return args.val_fraction
+    if args.dataset == "folder" and 0.1 * len(train) < SMALLEST_VALIDATION:
+        print(
+            f"note: no validation list: a tenth of {len(train)} training videos could not tell "
+            "which epoch is best, so train.py keeps the last; --val-fraction 0.1 makes one"
+        )
+        return 0.0
+    return 0.1
 
 
 def read_folder(args):
@@ -271,7 +291,7 @@ def main(args):
     check_classes(classes, args.frames)
 
     # ==== divide and check ====
-    train, val = hold_out(train, args.val_fraction, args.seed)
+    train, val = hold_out(train, choose_val_fraction(args, train), args.seed)
     splits = {"train": train, "val": val, "test": test}
     if args.check_frames:
         splits = leave_out_missing(splits, args)

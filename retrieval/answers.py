@@ -223,7 +223,7 @@ def find_ties(results, found):
 
 def usual_distance(index, results):
     """The distance within which nearly all validation clips have a neighbour, if no result is."""
-    counts = index.metadata["neighbours"]
+    counts = index.metadata["neighbours"] if index.bits == index.metadata["bits"] else None
     if not counts or not sum(counts) or not results:
         return None
     usual = int(np.searchsorted(np.cumsum(counts), USUAL * sum(counts)))

@@ -33,7 +33,8 @@ def official(tmp_path, annotations, dataset, fold, *flags):
 
 
 def split_folder(tmp_path, *flags):
-    return split(tmp_path, "--dataset", "folder", "--frames", tmp_path / "frames", *flags)
+    lists = "--dataset", "folder", "--frames", tmp_path / "frames", "--val-fraction", 0.1
+    return split(tmp_path, *lists, *flags)
 
 
 def make_tree(root, names, frames=2):
@@ -294,3 +295,17 @@ def test_groupings_of_real_clips(tmp_path, data, capsys, pattern, is_right):
         cv2.imwrite(str(folder / "000000.jpg"), frame)
     split_folder(tmp_path, "--group-pattern", pattern)
     assert ("warning" not in capsys.readouterr().out) == is_right
+
+
+def test_few_videos_make_no_validation_list_unless_it_is_wanted(tmp_path, capsys):
+    """A tenth of 72 videos would choose the epoch by chance."""
+    make_tree(tmp_path / "frames", [f"{c}/v{i}" for c in "abc" for i in range(30)])
+    folder = "--dataset", "folder", "--frames", tmp_path / "frames"
+    lists, _ = split(tmp_path, *folder)
+    assert [len(lists[name]) for name in ("train", "val", "test")] == [72, 0, 18]
+    assert "note: no validation list" in capsys.readouterr().out
+    lists, _ = split(tmp_path, *folder, "--val-fraction", 0.1)
+    assert len(lists["val"]) == 6
+    make_tree(tmp_path / "frames", [f"d/v{i}" for i in range(1200)], frames=1)
+    lists, _ = split(tmp_path, *folder, "--no-leak-check")
+    assert len(lists["val"]) == 102
