@@ -125,7 +125,7 @@ def test_shards_and_the_whole_give_equal_results(tmp_path):
     both = find_nearest([whole], codes, 50), find_nearest(shards, codes, 50)
     for one, many in zip(*both, strict=True):
         last = one.rows[-1]["distance"] + 1
-        strip = [[{**row, "index": 0} for row in found.rows] for found in (one, many)]
+        strip = [[{**row, "index": 0, "row": 0} for row in found.rows] for found in (one, many)]
         assert strip[0] == strip[1] and one.total == many.total
         assert (one.counts[:last] == many.counts[:last]).all()
 
