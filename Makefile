@@ -7,7 +7,7 @@ export TQDM_MININTERVAL ?= 1
 
 define DEMO_DONE
 
-Six queries and the videos that they found: runs/demo/test/retrieval.png
+Queries and the videos that they found: runs/demo/test/retrieval.png
 
 Search the videos next:
   source $(VENV)/bin/activate

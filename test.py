@@ -21,6 +21,8 @@ from pathlib import Path
 from utils.argtypes import number
 from utils.config import Parser
 
+FORMATS = ("png", "pdf", "svg")
+
 
 def build_parser():
     parser = Parser(__doc__, main_flag="--checkpoint")
@@ -44,17 +46,20 @@ def build_parser():
 
     parser.group("metrics")
     add("--top-r", type=count, default=100, help="R of mAP@R")
-    cutoffs = "N of precision@N and recall@N"
-    add("--cutoffs", type=count, nargs="+", default=[1, 10, 100], metavar="N", help=cutoffs)
+    cutoffs = "N of precision@N and recall@N, besides 1 and 10"
+    add("--cutoffs", type=count, nargs="+", default=[100], metavar="N", help=cutoffs)
+    all_metrics = "print the table of all metrics; metrics.json always has them"
+    add("--all-metrics", action="store_true", help=all_metrics)
 
     parser.group("output")
     output = "output folder (default: test in the run folder, or results for several files)"
     add("--output", metavar="DIR", help=output)
-    pictures = "number of queries, evenly spaced in the test list, in retrieval.png and --html; "
+    pictures = "queries in the picture retrieval: the best, median and worst ones, at most 12; "
     pictures += "default: 6, none for features, which have no pictures"
     add("--pictures", type=count_or_0, help=pictures)
-    html = "also write retrieval.html: the same results as animated previews"
-    add("--html", action="store_true", help=html)
+    add("--format", choices=FORMATS, default="png", help="of the picture and the curves")
+    html = "also write retrieval.html: mAP by class, confusions, and N queries (default: 100)"
+    add("--html", type=count, nargs="?", const=100, metavar="N", help=html)
     projector = "also write projector/ for TensorBoard: codes with classes and thumbnails"
     add("--projector", action="store_true", help=projector)
 
@@ -79,7 +84,6 @@ def parse_flags():
 if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
     ARGS = parse_flags()
 
-import json
 from functools import partial
 
 import torch
@@ -98,22 +102,25 @@ from datasets.splits import (
 )
 from datasets.transforms import prepare
 from models import build_saved_model
-from reports.examples import draw_examples, write_embeddings, write_examples_page
+from reports.environment import describe_environment
+from reports.examples import Example, pick_examples, save_examples, spread, write_embeddings
 from reports.figures import plot_precision_at, plot_precision_recall
-from reports.table import format_report
-from retrieval.codes import binarize, load_codes, save_codes
+from reports.results import result_folders, short_names, write_metrics
+from reports.results_page import write_results_page
+from reports.table import format_report, format_summary
+from retrieval.codes import load_codes, save_codes
 from retrieval.encode import build_encoder, encode
-from retrieval.hamming import nearest
-from retrieval.metrics import evaluate
+from retrieval.hamming import nearest_labels
+from retrieval.measure import bits, find_nearest, measure
 from utils import distributed
 from utils.checkpoint import find_checkpoint, load_checkpoint
 from utils.device import set_threads
 from utils.errors import UserError, exit_on_user_error, printable
-from utils.files import check_writable, is_utf8, write_text
+from utils.files import check_writable, is_utf8
 from utils.terminal import safe_streams
 
 DEFAULT_PICTURES = 6  # queries
-SHOWN_RESULTS = 10  # per query, in the pictures
+SHOWN_RESULTS = 10  # per query, in the picture and on the page
 
 
 # ==== data ====
@@ -260,84 +267,78 @@ def encode_datasets(model, queries, database, checkpoint, device, args):
     return items
 
 
-def measure(items, device, args, classes=None):
-    """The metrics of `evaluate`. items: dict as of `load_codes`. classes: names for the labels."""
-    arrays = []
-    for side in ("query", "database"):
-        codes = items[f"{side}_codes"]
-        arrays.append(codes if codes.dtype == torch.bool else binarize(codes))
-        arrays.append(items[f"{side}_labels"])
-    arrays = [array.to(device) for array in arrays]
-    metrics = evaluate(*arrays, top_r=args.top_r, cutoffs=args.cutoffs)
-    if classes:
-        per_class = metrics["map_per_class"].items()
-        metrics["map_per_class"] = {classes[int(label)]: value for label, value in per_class}
-    return metrics
-
-
-def measure_checkpoint(path, name, folder, device, args):
+def measure_checkpoint(path, folder, device, args):
     """Encode and measure the lists of a checkpoint, and write the results into `folder`.
 
-    Returns {name: metrics}; with --untrained, the metrics before training come first.
+    Returns ({"trained": metrics}, whether the network is for videos); with --untrained, the metrics
+    before training come first.
     """
     checkpoint = load_checkpoint(path, "settings")
     queries, database = build_datasets(checkpoint, args)
     torch.manual_seed(checkpoint["settings"]["seed"])
     model = build_saved_model(checkpoint, path)
     data, classes = (queries, database, checkpoint, device, args), checkpoint["classes"]
-    reports = {}
+    how, reports = (device, args.top_r, args.cutoffs, classes), {}
     if args.untrained:
-        items = encode_datasets(model, *data)
-        reports[f"{name} untrained"] = measure(items, device, args, classes)
+        untrained = encode_datasets(model, *data)
+        reports["untrained"] = measure(untrained, *how).metrics
     model.load_state_dict(checkpoint["model"])
-    items = encode_datasets(model, *data)
-    reports[name] = measure(items, device, args, classes)
+    tested = measure(encode_datasets(model, *data), *how)
     if distributed.is_main():
-        write_results(folder, items, reports[name], queries, database, classes, args)
-    return reports
+        source = args.features or checkpoint["settings"].get("features") or queries.root
+        run = {
+            **{"checkpoint": str(path), "epoch": checkpoint.get("epoch")},
+            "data": {"source": str(source), **checkpoint.get("data", {})},
+            **describe_environment(device, distributed.world_size()),
+        }
+        write_metrics(folder / "metrics.json", tested.metrics, run, reports)
+        write_results(folder, tested, queries, database, classes, run, args)
+    return {**reports, "trained": tested.metrics}, isinstance(queries, FrameDataset)
+
+
+def measure_codes(path, folder, device, args):
+    """Measure a file of codes, and write metrics.json into `folder`. Returns the metrics."""
+    tested = measure(load_codes(path, args.bits), device, args.top_r, args.cutoffs)
+    if distributed.is_main():
+        run = {"codes": str(path), **describe_environment(device, distributed.world_size())}
+        write_metrics(folder / "metrics.json", tested.metrics, run)
+    return tested.metrics
 
 
 # ==== results ====
 
 
-def write_results(folder, items, metrics, queries, database, classes, args):
-    """codes.npz and, for videos, retrieval.png; retrieval.html and projector/ with their flags."""
+def write_results(folder, tested, queries, database, classes, run, args):
+    """codes.npz and, for videos, a picture; retrieval.html and projector/ with their flags."""
+    items, scores = tested.items, tested.average_precision
     save_codes(folder / "codes.npz", items)
     if isinstance(queries, FeatureDataset):
         return
     pictures = DEFAULT_PICTURES if args.pictures is None else args.pictures
-    data = find_examples(items, pictures), queries, database, classes
+    data = queries, database, classes
     if pictures:
-        draw_examples(folder / "retrieval.png", *data)
-    if pictures and args.html:
-        scores = metrics["map_per_class"].items()
-        write_examples_page(folder / "retrieval.html", *data, scores)
+        find = partial(find_nearest, tested, count=SHOWN_RESULTS)
+        examples = pick_examples(scores, pictures, find)
+        save_examples(folder / f"retrieval.{args.format}", examples, *data)
+    if args.html:
+        rows = spread(scores, args.html)
+        examples = [Example(*found) for found in find_nearest(tested, rows, SHOWN_RESULTS)]
+        codes = bits(items, "query"), bits(items, "database")
+        found = nearest_labels(*codes, items["database_labels"], SHOWN_RESULTS, len(classes))
+        page = folder / "retrieval.html"
+        write_results_page(page, tested.metrics, found, examples, *data, run)
     if args.projector:
         codes = torch.cat([items["query_codes"], items["database_codes"]])
-        write_embeddings(folder / "projector", codes, queries, database, classes)
+        write_embeddings(folder / "projector", codes, *data)
 
 
-def find_examples(items, count):
-    """`count` queries, evenly spaced in the test list, with their nearest database items.
-
-    Returns [(query index, [(database index, distance in bits), ...]), ...].
-    """
-    codes = binarize(items["query_codes"])
-    chosen = torch.linspace(0, len(codes) - 1, min(count, len(codes))).long()
-    indices, distances = nearest(codes[chosen], binarize(items["database_codes"]), SHOWN_RESULTS)
-    pairs = torch.stack([indices, distances], dim=2).tolist()
-    return list(zip(chosen.tolist(), pairs, strict=True))
-
-
-def write_report(reports, output):
-    """Print the table of {name: metrics}, and draw the curves of all into `output`."""
+def write_report(reports, output, args):
+    """Print the metrics of {name: metrics}, and draw the curves of all into `output`."""
     reports = {printable(name): metrics for name, metrics in reports.items()}
-    print(format_report(reports))
-    plot_precision_recall(reports, output / "precision_recall.png")
-    plot_precision_at(reports, output / "precision_at.png")
-    print("\nmAP over all ranks, ties exact:", end=" ")
-    print(", ".join(f"{metrics['map']:.4f} {name}" for name, metrics in reports.items()))
-    print(printable(f"results in {output}"))
+    print(format_report(reports) if args.all_metrics else format_summary(reports), end="\n\n")
+    plot_precision_recall(reports, output / f"precision_recall.{args.format}")
+    plot_precision_at(reports, output / f"precision_at.{args.format}")
+    print(printable(f"Metrics, curves and pictures: {output}"))
 
 
 # ==== main ====
@@ -349,23 +350,14 @@ def choose_output(args, checkpoints):
     return Path(args.output or (checkpoints[0].parent / "test" if is_one_run else "results"))
 
 
-def short_names(paths):
-    """The last folder and the name of each file without suffix; whole paths if those are equal."""
-    names = ["/".join(path.absolute().with_suffix("").parts[-2:]) for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def result_folders(output, names):
-    """The folder for the results of each name: `output` for one, else different ones below it."""
-    if len(names) == 1:
-        return [output]
-    folders = []
-    for name in names:
-        folder = output / name.strip("/").replace("/", "_")
-        while folder in folders:  # such as those of x/y_z and x_y/z
-            folder = folder.with_name(f"{folder.name}_")
-        folders.append(folder)
-    return folders
+def next_steps(checkpoint, args):
+    """What to run after the test of one checkpoint: lines of text."""
+    html = "" if args.html else f"\n  python test.py --checkpoint {printable(checkpoint)} --html"
+    return (
+        f"Next, a page of the errors, or an index of videos to search:{html}\n"
+        f"  python search.py index --checkpoint {printable(checkpoint)} \\\n"
+        "      --videos FOLDER --output INDEX"
+    )
 
 
 def main(args):
@@ -385,15 +377,19 @@ def main(args):
     reports = {}
     for name, path, folder in zip(names, files, folders, strict=True):
         if path in checkpoints:
-            reports |= measure_checkpoint(path, name, folder, device, args)
+            measured, is_for_videos = measure_checkpoint(path, folder, device, args)
+            if len(files) > 1:
+                trained = {"trained": name, "untrained": f"{name} untrained"}
+                measured = {trained[key]: metrics for key, metrics in measured.items()}
+            reports |= measured
         else:
-            reports[name] = measure(load_codes(path, args.bits), device, args)
-        if distributed.is_main():
-            write_text(folder / "metrics.json", json.dumps(reports[name], indent=2) + "\n")
+            reports[name] = measure_codes(path, folder, device, args)
 
     # ==== report ====
     if distributed.is_main():
-        write_report(reports, output)
+        write_report(reports, output, args)
+        if len(checkpoints) == len(files) == 1 and is_for_videos:
+            print(next_steps(checkpoints[0], args))
 
 
 if __name__ == "__main__":

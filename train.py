@@ -48,21 +48,30 @@ from datasets.transforms import augment, prepare
 from losses import MINING
 from losses.collapse import PATIENCE, advise, find_collapse
 from models import FEATURES, build_initial_model, build_model, describe_normalisation
-from reports.figures import precision_at_figure, precision_recall_figure
-from reports.run_log import RunLog, log_environment
+from reports.environment import log_environment
+from reports.examples import draw_examples, pick_examples
+from reports.run_log import Clock, RunLog, describe_epoch, describe_run, summarise
 from retrieval.codes import binarize
 from retrieval.encode import build_encoder, encode
 from retrieval.hamming import count_nearest
-from retrieval.metrics import evaluate
+from retrieval.measure import SIDES, find_nearest, measure
 from utils import distributed
 from utils.device import mixed_precision, set_deterministic, set_threads, to_device
 from utils.errors import UserError, exit_on_user_error
 from utils.files import file_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
 from utils.terminal import print_main, progress, safe_streams
-from utils.train_state import CheckpointTimer, NotFiniteError, RunCheckpoints, TrainState
+from utils.train_state import (
+    NUM_TOTALS,
+    CheckpointTimer,
+    NotFiniteError,
+    RunCheckpoints,
+    TrainState,
+)
 
 NETWORK_FLAGS = ("backbone", "bits", "width", "shortcut", "dropout")
+TOP_R = 100  # of the mAP@R of validation
+PICTURES = 6  # queries in the picture of TensorBoard, and results of each
 CHECK_EVERY = 20  # steps between checks of the loss, since each waits for the GPU
 
 
@@ -179,8 +188,8 @@ def keep_features(features, generator=None):
 def train_step(state, ddp_model, clips, labels, criterion, args):
     """One optimiser step on clips (B, 3, T, S, S) and labels (B,).
 
-    Returns (5,) float64: loss, active triplets, valid triplets, mean |code|, mean deviation of a
-    bit over the batch.
+    Returns (6,) float64: loss, sum over all triplets, active triplets, valid triplets, mean |code|,
+    mean deviation of a bit over the batch.
     """
     device = clips.device
     precision = mixed_precision(device, args.amp)
@@ -199,7 +208,8 @@ def train_step(state, ddp_model, clips, labels, criterion, args):
     distributed.average_statistics(ddp_model)
 
     magnitude, spread = codes.detach().abs().mean(), codes.detach().std(dim=0).mean()
-    return torch.stack([loss.detach(), stats["active"], stats["valid"], magnitude, spread])
+    triplets = stats["sum"], stats["active"], stats["valid"]
+    return torch.stack([loss.detach(), *triplets, magnitude, spread])
 
 
 def seed_step(seed, step, generator):
@@ -209,7 +219,9 @@ def seed_step(seed, step, generator):
     generator.manual_seed(seed)  # for augmentation: a separate stream of random numbers
 
 
-def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints, timer, args):
+def train_one_epoch(
+    state, ddp_model, loader, transform, criterion, checkpoints, timer, clock, args
+):
     """Train on the remaining batches of an epoch; save and stop where `timer` says so.
 
     Returns {name: mean over the epoch}. Raises TrainingError if training diverges, and
@@ -218,7 +230,8 @@ def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints,
     device = next(ddp_model.parameters()).device
     loss_device = torch.device("cpu") if device.type == "mps" else device  # Apple has no float64
     generator = torch.Generator(device)
-    totals = torch.tensor(state.totals or [0.0] * 5, dtype=torch.float64, device=loss_device)
+    totals = state.totals or (0.0,) * NUM_TOTALS
+    totals = torch.tensor(totals, dtype=torch.float64, device=loss_device)
     title, batches = f"epoch {state.epoch + 1}/{args.epochs}", len(loader)
     bar = progress(loader, title, batches, "batch", leave=False, initial=state.batch)
     ddp_model.train()
@@ -237,6 +250,7 @@ def train_one_epoch(state, ddp_model, loader, transform, criterion, checkpoints,
         if save_now or state.batch % CHECK_EVERY == 0 or state.batch == batches:
             state.totals = tuple(totals.tolist())  # waits for the GPU
             check_loss(state.totals[0], step + 1, args)
+            clock.announce(step + 1)
             bar.set_postfix(loss=f"{state.totals[0] / state.batch:.3f}")
         if save_now:
             check_weights(state, step + 1, args)
@@ -255,28 +269,15 @@ def watch_collapse(record, epochs_before, args):
     """
     names = "code_spread", "active_fraction", "loss"
     sign = find_collapse(*(record[f"train/{name}"] for name in names), args.margin)
-    if sign is None or record["epoch"] < args.warmup_epochs:
+    if sign is None or record["epoch"] <= args.warmup_epochs:
         return 0
     epochs = epochs_before + 1
-    if epochs % PATIENCE == 0 or record["epoch"] + 1 == args.epochs:
+    if epochs % PATIENCE == 0 or record["epoch"] == args.epochs:
         message = f"the codes have collapsed: {sign}, for {epochs} epochs; try {advise(args)}"
         if args.stop_when_collapsed and epochs >= PATIENCE:
             raise TrainingError(f"{message}; then rerun with --restart")
         print_main(f"warning: {message}")
     return epochs
-
-
-def summarise(totals, batches, rates, clips_per_second):
-    """The sums over the `batches` of an epoch as means, with the learning rates of its end."""
-    loss, active, valid, magnitude, spread = totals
-    return {
-        "train/loss": loss / batches,
-        "train/active_fraction": active / max(valid, 1),
-        "train/code_magnitude": magnitude / batches,
-        "train/code_spread": spread / batches,
-        "train/clips_per_second": clips_per_second,
-        **{f"train/learning_rate_{name}": rate for name, rate in rates.items()},
-    }
 
 
 def check_loss(total, step, args):
@@ -304,18 +305,19 @@ def has_diverged(what, step, args):
 
 
 def validate(model, eval_loaders, transform, device, args):
-    """(metrics of `evaluate`, number of queries by the distance of their nearest item).
-
-    Validation clips are queries, training clips are the database.
-    """
+    """The `Tested` of validation clips as queries and training clips as the database."""
     encoder = build_encoder(model, transform, device, args.amp)
-    codes, labels = [], []
-    for loader in eval_loaders:
+    items = {}
+    for side, loader in zip(SIDES, eval_loaders, strict=True):
         rows = encode(encoder, loader, "validating")
-        codes.append(binarize(distributed.gather_rows(rows, len(loader.dataset))))
-        labels.append(torch.tensor(loader.dataset.labels))
-    nearest = count_nearest(*codes).tolist()
-    return evaluate(codes[0], labels[0], codes[1], labels[1]), nearest
+        items[f"{side}_codes"] = binarize(distributed.gather_rows(rows, len(loader.dataset)))
+        items[f"{side}_labels"] = torch.tensor(loader.dataset.labels)
+    return measure(items, "cpu", TOP_R, ())
+
+
+def count_neighbours(tested):
+    """The number of validation clips by the distance of their nearest training clip: (K+1,)."""
+    return count_nearest(*(tested.items[f"{side}_codes"] for side in SIDES)).tolist()
 
 
 # ==== the run folder ====
@@ -351,6 +353,16 @@ def open_run(checkpoints, device, args):
     return log
 
 
+def describe_training(train_set, val_set, args):
+    """What checkpoints hold about the flags and the data: a dict."""
+    return {
+        "settings": run_settings(args),
+        "data": describe_data(train_set, val_set, args),
+        "videos": {"train": train_set.names, "val": val_set.names},
+        "clip_seconds": args.frames and median_seconds(args.frames, train_set.names),
+    }
+
+
 def lock_run(args):
     """Keep other trainings out of the run folder: two would overwrite each other's checkpoints."""
     if os.environ.get("RANK", "0") != "0":
@@ -358,34 +370,27 @@ def lock_run(args):
     return file_lock(Path(args.output) / ".lock")
 
 
-def log_epoch(log, record, metrics, args):
-    """Write an epoch to metrics.jsonl, TensorBoard and the terminal."""
-    line = (
-        f"epoch {record['epoch'] + 1:3}/{args.epochs}  loss {record['train/loss']:8.4f}  "
-        f"active {record['train/active_fraction']:6.1%}  "
-        f"{record['train/clips_per_second']:6.1f} clips/s"
-    )
-    if metrics:
-        record["val/map"] = metrics["map"]
-        line += f"  val mAP {metrics['map']:.4f}"
+def log_epoch(log, record, tested, is_best, clock, datasets, args):
+    """Write an epoch to metrics.jsonl, TensorBoard and the terminal.
+
+    tested: the `Tested` of the validation, or None. datasets: (validation set, training set, class
+    names).
+    """
+    if tested:
+        record |= {f"val/{key}": tested.metrics[key] for key in ("map", "precision_at_10")}
     if log:
         log.write(record)
-    if log and metrics:
-        curves = {"validation": metrics}
-        log.add_figure("val/precision_recall", precision_recall_figure(curves), record["epoch"])
-        log.add_figure("val/precision_at", precision_at_figure(curves), record["epoch"])
-    print_main(line)
+    if log and tested:
+        picture = None if args.features else draw_validation(tested, datasets)
+        log.show_validation(record["epoch"], tested.metrics, picture)
+    print_main(describe_epoch(record, args.epochs, clock.remaining(record["step"]), is_best))
 
 
-def describe_run(model, device, train_set, val_set, classes, args):
-    """One line for the terminal: the model and the data."""
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    network = f"{train_set.features.shape[1]} features" if args.features else args.backbone
-    return (
-        f"{network}, {args.bits} bits, {parameters:.1f} M parameters on {device}; "
-        f"{len(train_set)} training and {len(val_set)} validation "
-        f"{'videos' if args.features else 'clips'} of {len(classes)} classes"
-    )
+def draw_validation(tested, datasets):
+    """A figure of some validation queries and what they find."""
+    find = partial(find_nearest, tested, count=PICTURES)
+    examples = pick_examples(tested.average_precision, PICTURES, find)
+    return draw_examples(examples, *datasets)
 
 
 def describe_end(folder, val_set):
@@ -469,38 +474,38 @@ def main(args):
 
     # ==== run folder ====
     metadata |= {"preprocessing": preprocessing, "classes": classes}
-    metadata |= {
-        "settings": run_settings(args),
-        "data": describe_data(train_set, val_set, args),
-        "videos": {"train": train_set.names, "val": val_set.names},
-        "clip_seconds": args.frames and median_seconds(args.frames, train_set.names),
-    }
+    metadata |= describe_training(train_set, val_set, args)
     checkpoints = RunCheckpoints(args.output, state, metadata)
     log = open_run(checkpoints, device, args)
     timer = CheckpointTimer(args.save_minutes, args.save_steps)
     print_main(describe_run(model, device, train_set, val_set, classes, args))
+    batches, earlier = len(train_loader), log.seconds if log else 0.0
+    clock = Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
 
     # ==== loop ====
     collapsed = 0  # epochs in a row
     while state.epoch < args.epochs:
         train_loader.batch_sampler.set_position(state.epoch, state.batch)
-        record = {"epoch": state.epoch}
+        step = (state.epoch + 1) * batches
+        record = {"epoch": state.epoch + 1, "step": step}
         record |= train_one_epoch(
-            state, ddp_model, train_loader, train_transform, criterion, checkpoints, timer, args
+            *(state, ddp_model, train_loader, train_transform, criterion),
+            *(checkpoints, timer, clock, args),
         )
-        check_weights(state, (state.epoch + 1) * len(train_loader), args)
+        check_weights(state, step, args)
         collapsed = watch_collapse(record, collapsed, args)
         is_last = state.epoch + 1 == args.epochs
-        is_best, metrics, nearest = is_last and not len(val_set), None, None
+        is_best, tested = is_last and not len(val_set), None
         if len(val_set) and (is_last or (state.epoch + 1) % args.eval_every == 0):
             with timer.saving_on_signal(checkpoints):
-                metrics, nearest = validate(model, eval_loaders, test_transform, device, args)
-            is_best = metrics["map"] >= state.best_map  # if equal, the one trained for longer
-            state.best_map = max(state.best_map, metrics["map"])
+                tested = validate(model, eval_loaders, test_transform, device, args)
+            is_best = tested.metrics["map"] >= state.best_map  # if equal, the one trained longer
+            state.best_map = max(state.best_map, tested.metrics["map"])
         state.epoch, state.batch, state.totals = state.epoch + 1, 0, ()
-        log_epoch(log, record, metrics, args)
+        record["seconds"] = clock.seconds()
+        log_epoch(log, record, tested, is_best, clock, (val_set, train_set, classes), args)
         if is_best:  # before last.pt: a kill between the two repeats this epoch and loses neither
-            checkpoints.save_best(nearest)
+            checkpoints.save_best(tested and count_neighbours(tested))
         checkpoints.save_last()
     print_main(describe_end(checkpoints.folder, val_set))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_measurements import MEASUREMENTS
-from reports.run_log import describe_environment
+from reports.environment import describe_environment
 from utils.argtypes import number
 from utils.config import Parser
 from utils.device import mixed_precision

@@ -181,6 +181,12 @@ class CachedDataset(Dataset):
             return torch.from_numpy(self.clips[rows, columns]), labels
         return self.clips[self._to_device(rows), self._to_device(columns)], labels
 
+    def read(self, index, num_frames):
+        """`num_frames` evenly spaced frames of a video: (num_frames, H, W, 3) uint8."""
+        positions = clip_positions(self.clips.shape[1], num_frames)
+        clip = self.clips[index]
+        return clip[positions] if isinstance(clip, np.ndarray) else clip.cpu().numpy()[positions]
+
     def _to_device(self, numbers):
         """An array on the device that holds the clips, copied without waiting for a GPU."""
         tensor = torch.from_numpy(numbers)

@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from datasets.frames import FrameDataset
 from datasets.splits import read_classes
-from reports.figures import retrieval_figure
 from reports.page import encode_animation
+from reports.pictures import retrieval_figure
 from retrieval.codes import load_codes
-from retrieval.encode import nearest
+from retrieval.hamming import nearest
 from utils.argtypes import number
 from utils.config import Parser
 from utils.files import atomic_write

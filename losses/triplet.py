@@ -77,8 +77,8 @@ def batch_all_triplet_loss(codes, labels, margin, distance="hamming", average="a
     codes: (B, K) float, approximate hash codes. labels: (B,) int. margin: in units of `distance`.
     distance: a key of DISTANCES. average: "active" divides by the number of active triplets,
     "valid" by the number of valid ones.
-    Returns (loss, stats): a scalar for backward, zero if no triplet is active, and the numbers of
-    {"valid", "active"} triplets as scalar float64 tensors on the device.
+    Returns (loss, stats): a scalar for backward, zero if no triplet is active, and scalar float64
+    tensors on the device: the numbers of {"valid", "active"} triplets, the sum of their losses.
     """
     distances = _pairwise_distances(codes, distance)  # (B, B)
     positives, negatives = _pair_masks(labels)  # (B, B), (B, B)
@@ -89,7 +89,7 @@ def batch_all_triplet_loss(codes, labels, margin, distance="hamming", average="a
     # Equation (4), in float64 because the terms of positives and negatives nearly cancel.
     total = (weights * distances).sum(dtype=torch.float64) + margin * active
     loss = _mean(total, active, valid, average).to(distances.dtype)
-    return loss, {"valid": valid, "active": active}
+    return loss, {"valid": valid, "active": active, "sum": total.detach()}
 
 
 def batch_hard_triplet_loss(codes, labels, margin, distance="hamming", average="active"):
@@ -106,8 +106,9 @@ def batch_hard_triplet_loss(codes, labels, margin, distance="hamming", average="
     differences = (farthest_positive - nearest_negative).masked_fill(~is_valid, -torch.inf)
     losses = functional.relu(differences + margin)  # (B,)
     valid, active = is_valid.sum().double(), (losses > 0).sum().double()
-    loss = _mean(losses.sum(dtype=torch.float64), active, valid, average).to(distances.dtype)
-    return loss, {"valid": valid, "active": active}
+    total = losses.sum(dtype=torch.float64)
+    loss = _mean(total, active, valid, average).to(distances.dtype)
+    return loss, {"valid": valid, "active": active, "sum": total.detach()}
 
 
 MINING = {"batch-all": batch_all_triplet_loss, "batch-hard": batch_hard_triplet_loss}

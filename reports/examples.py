@@ -1,42 +1,79 @@
-"""Example queries with what they found, as a picture, a page, and points for TensorBoard.
+"""Example queries with what they found, as a picture, and points for TensorBoard.
 
-queries, database: `datasets.frames.FrameDataset`. classes: list of class names. examples: list of
-(query index, [(database index, distance in bits), ...]).
+queries, database: `datasets.frames.FrameDataset` or `datasets.cache.CachedDataset`. classes: list
+of class names.
 """
 
-from reports.figures import save_retrieval_picture
-from reports.page import preview, write_page
+from typing import NamedTuple
+
+import torch
+
+from reports.figures import save_figure
+from reports.pictures import retrieval_figure
 from reports.projector import write_projector
 from utils.terminal import progress
 
-PREVIEW_FRAMES = 8
+MOST_ROWS = 12  # of a picture
 
 
-def draw_examples(path, examples, queries, database, classes):
-    """A PNG with one row per query; right results have a green frame, wrong ones a red one."""
+class Example(NamedTuple):
+    """A query with the nearest items of the database."""
+
+    query: int  # index of the query
+    average_precision: float
+    found: list[tuple[int, int]]  # (database index, distance in bits), nearest first
+
+
+def extremes(average_precision, count):
+    """{"best" | "median" | "worst": query indices}, `count` in all; average_precision: (Q,)."""
+    order = average_precision.argsort(descending=True, stable=True).tolist()
+    count = min(count, len(order))
+    best, worst = -(-count // 3), (count + 1) // 3
+    middle = count - best - worst
+    start = min(max(best, (len(order) - middle) // 2), len(order) - worst - middle)
+    chosen = {"best": order[:best], "median": order[start : start + middle]}
+    return {**chosen, "worst": order[len(order) - worst :]}
+
+
+def pick_examples(average_precision, count, find):
+    """The `extremes` with what they found: {"best" | "median" | "worst": list of Example}.
+
+    find: function from query indices to what `Example` takes, as of `retrieval.measure`.
+    """
+    groups = extremes(average_precision, min(count, MOST_ROWS))
+    return {group: [Example(*found) for found in find(rows)] for group, rows in groups.items()}
+
+
+def spread(average_precision, count):
+    """`count` query indices, worst first, evenly spaced in the order of average precision."""
+    order = average_precision.argsort(stable=True)
+    return order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()].tolist()
+
+
+def draw_examples(examples, queries, database, classes):
+    """Draw {"best" | …: list of Example}, a row per query -> Figure."""
     rows = []
-    for query, found in examples:
-        label = queries.labels[query]
-        row = [(middle_frame(queries, query), classes[label])]
-        for index, distance in found:
-            title = f"{distance}  {classes[database.labels[index]]}"
-            is_right = database.labels[index] == label
-            row.append((middle_frame(database, index), title, is_right))
-        rows.append(row)
-    save_retrieval_picture(rows, path)
+    for group, members in examples.items():
+        for example in members:
+            label = queries.labels[example.query]
+            text = f"{group}: AP {example.average_precision:.2f}\n{classes[label]}"
+            row = [(middle_frame(queries, example.query), text)]
+            for index, distance in example.found:
+                is_right = database.labels[index] == label
+                unit = "bit" if distance == 1 else "bits"
+                text = f"{distance} {unit}\n{classes[database.labels[index]]}"
+                row.append((middle_frame(database, index), text, is_right))
+            rows.append(row)
+    title = (
+        "Queries (left) and their nearest by Hamming distance. "
+        "Solid blue: right class, dashed orange: wrong class. AP: average precision"
+    )
+    return retrieval_figure(rows, title)
 
 
-def write_examples_page(path, examples, queries, database, classes, scores):
-    """A page with the same results as animated previews, and `scores`: rows (class, mAP)."""
-    searches = []
-    for query, found in examples:
-        results = []
-        for index, distance in found:
-            is_right = database.labels[index] == queries.labels[query]
-            result = describe_video(database, index, classes)
-            results.append({**result, "distance": distance, "is_right": is_right})
-        searches.append({**describe_video(queries, query, classes), "results": results})
-    write_page(path, f"{len(searches)} of {len(queries)} test queries", searches, scores)
+def save_examples(path, examples, queries, database, classes):
+    """Write `draw_examples` to `path`, in the format of its name."""
+    save_figure(draw_examples(examples, queries, database, classes), path)
 
 
 def write_embeddings(folder, codes, queries, database, classes):
@@ -50,12 +87,6 @@ def write_embeddings(folder, codes, queries, database, classes):
     }
     bar = progress(videos, "thumbnails", leave=False)
     write_projector(folder, codes, columns, (middle_frame(data, i) for data, _, i in bar))
-
-
-def describe_video(dataset, index, classes):
-    """A video as `write_page` takes it."""
-    label, frames = classes[dataset.labels[index]], dataset.read(index, PREVIEW_FRAMES)
-    return {"path": dataset.names[index], "class": label, "preview": preview(frames)}
 
 
 def middle_frame(dataset, index):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 
 import cv2
@@ -40,28 +41,52 @@ def encode_animation(frames, milliseconds, quality):
     return data.tobytes()
 
 
-def write_page(path, title, searches, scores=()):
-    """Write the page to `path`, with its style and script inside.
+def write_page(path, title, searches, subtitle="", footer="", summary=None):
+    """Write the page to `path`, with its style, script and previews inside.
 
     searches: list of dicts with "path", "class" and "preview" of the query, and "results": a list
-    of dicts with "distance" in bits, "class", "path", "preview" and optionally "time" (text) and
-    "is_right". A class may be None (unknown), a preview is what `preview` returns, or None.
-    scores: rows (class, average precision) of a table.
+    of dicts with "distance" in bits, "class", "path", "preview". A class may be None (unknown), a
+    preview is what `preview` returns, or None. Optional: "href", a link to the file; "time", the
+    part of the video; "score" of a query, its average precision; "is_right" of a result.
+    summary: dict as of `reports.results_page.summarise`.
     All names are escaped, and the content security policy allows only the page's own script.
     """
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    template = _environment().get_template("page.html")
-    page = template.render(
-        title=title,
-        searches=searches,
-        scores=list(scores),
-        style=style,
-        script=script,
-        style_hash=_content_hash(style),
-        script_hash=_content_hash(script),
+    searches, previews = _number_previews(searches)
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            subtitle=subtitle,
+            footer=footer,
+            summary=summary,
+            searches=searches,
+            previews=json.dumps(previews),
+            style=style,
+            script=script,
+            style_hash=_content_hash(style),
+            script_hash=_content_hash(script),
+        )
     )
     write_text(path, page)
+
+
+def _number_previews(searches):
+    """(searches with numbers instead of previews, list of the different previews)."""
+    numbers = {}
+
+    def numbered(video):
+        uri = video["preview"]
+        number = None if uri is None else numbers.setdefault(uri, len(numbers))
+        return {**video, "preview": number}
+
+    searches = [
+        {**numbered(search), "results": [numbered(result) for result in search["results"]]}
+        for search in searches
+    ]
+    return searches, list(numbers)
 
 
 def _environment():

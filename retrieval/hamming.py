@@ -8,6 +8,7 @@ Letters: Q queries, N database items, K bits, L labels.
 """
 
 import torch
+from torch.nn import functional
 
 
 def hamming_histograms(
@@ -108,10 +109,10 @@ def relevant_sets(query_labels, database_labels):
 
 
 def distinct_queries(codes, labels):
-    """One row of each set of queries that have the same code and labels, and the set's size.
+    """One row of each set of queries that have the same code and labels, and the set of each query.
 
     Such queries have equal metrics. Trained codes often coincide, which can halve the work.
-    Returns two int64 vectors.
+    Returns (rows, group): int64 vectors with code[rows][group] equal to code.
     """
     if labels.ndim == 1:
         group = labels.unique(return_inverse=True)[1]
@@ -121,9 +122,9 @@ def distinct_queries(codes, labels):
     for bits in codes.split(30, dim=1):  # 30 bits and the group so far fit into 64 bits
         word = (bits << torch.arange(bits.shape[1], device=codes.device)).sum(1)
         word += group << 30
-        _, group, sizes = word.unique(return_inverse=True, return_counts=True)
-    rows = torch.empty_like(sizes)
-    return rows.scatter_(0, group, torch.arange(len(codes), device=codes.device)), sizes
+        values, group = word.unique(return_inverse=True)
+    rows = torch.empty_like(values)
+    return rows.scatter_(0, group, torch.arange(len(codes), device=codes.device)), group
 
 
 def nearest(query_codes, database_codes, count):
@@ -136,3 +137,20 @@ def nearest(query_codes, database_codes, count):
     distances = (query_codes.shape[1] - products) / 2
     distances, indices = torch.sort(distances, dim=1, stable=True)
     return indices[:, :count], distances[:, :count].long()
+
+
+def nearest_labels(query_codes, database_codes, database_labels, count, num_labels):
+    """How many of the `count` nearest items have each label: (Q, num_labels) float64.
+
+    database_labels: (N,) int64. The expected number over all orders of tied items.
+    """
+    count = min(count, len(database_codes))
+    one_hot = functional.one_hot(database_labels, num_labels).float()  # (N, L)
+    items, found = signs(database_codes), []
+    for queries in query_codes.split(256):
+        products = signs(queries) @ items.T  # (q, N), larger is nearer
+        last = products.topk(count, dim=1).values[:, -1:]  # at the rank `count`
+        nearer, tied = (products > last).float(), (products == last).float()
+        share = (count - nearer.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
+        found.append((nearer + share * tied) @ one_hot)
+    return torch.cat(found).double()

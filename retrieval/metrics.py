@@ -40,50 +40,75 @@ def evaluate(
     the precision at each relevant item; the four definitions of mAP divide it differently:
 
     map                 AP over all ranks / relevant items in the database
-    map_at_r            AP within the top R / min(R, relevant items in the database)
-    map_at_r_found      AP within the top R / relevant items found in the top R (CSQ, DeepHash)
-    map_at_r_over_r     AP within the top R / R (self-supervised video hashing)
+    map_at_R            AP within the top R / min(R, relevant items in the database)
+    map_at_R_found      AP within the top R / relevant items found in the top R (CSQ, DeepHash)
+    map_at_R_over_r     AP within the top R / R (self-supervised video hashing)
     precision_at_N      relevant items in the top N / N, also if the database has fewer than N items
     recall_at_N         relevant items in the top N / relevant items in the database
     r_precision         precision at the rank that equals the number of relevant items
     precision_radius_2  precision among the items at distance <= 2; 0 if there is none
         Each is the mean over all queries, and the expectation over all orders of tied items. The
         keys with `_optimistic` or `_pessimistic` rank the relevant items first or last in each
-        tie. A query without relevant items counts as 0.
-    precision_by_radius, recall_by_radius, nonempty_by_radius
+        tie. A query without relevant items counts as 0. Names have the number: map_at_100.
+    chance_map, chance_map_at_R, chance_precision
+        The expectation over all orders of the whole database, that is without codes.
+    precision_by_radius, recall_by_radius, nonempty_by_radius, precision_found_by_radius
         Lists for radius 0..K: mean precision over all queries (0 where the radius holds no item),
-        mean recall, and the fraction of queries with an item within the radius.
+        mean recall, the fraction of queries with an item within the radius, and the mean precision
+        over these queries (None where there is none).
     precision_curve_n, precision_curve
         precision_at_N for up to 30 values of N on a log scale, at most min(database, 1000).
     map_per_class       {label as string: mean `map` of the queries with that label}
     queries, database, bits, top_r, queries_without_relevant
         The protocol: sizes, R, and the number of queries without relevant items.
     """
+    protocol, values = evaluate_queries(
+        query_codes,
+        query_labels,
+        database_codes,
+        database_labels,
+        top_r=top_r,
+        cutoffs=cutoffs,
+    )
+    return {**protocol, **summarise(values, query_labels)}
+
+
+def evaluate_queries(
+    query_codes, query_labels, database_codes, database_labels, *, top_r=100, cutoffs=(1, 10, 100)
+):
+    """The metrics of each query, which `evaluate` averages; arguments as there.
+
+    Returns (protocol, {key: (Q,) or (Q, points) float64}).
+    """
     if top_r < 1 or any(cutoff < 1 for cutoff in cutoffs):
         raise ValueError(f"top_r and cutoffs must be at least 1: {top_r}, {list(cutoffs)}")
     check_shapes(query_codes, query_labels, database_codes, database_labels)
-    rows, times = distinct_queries(query_codes, query_labels)
-    labels, weights = query_labels[rows], times.double()
+    rows, group = distinct_queries(query_codes, query_labels)
     counts, relevant = hamming_histograms(
-        query_codes[rows], labels, database_codes, database_labels
+        query_codes[rows], query_labels[rows], database_codes, database_labels
     )
     curve_n = log_spaced(min(len(database_codes), 1000))
-    sums, average_precision = {}, []
-    for chunk in torch.arange(len(rows), device=counts.device).split(QUERY_CHUNK):
-        values = query_metrics(counts[chunk], relevant[chunk], top_r, cutoffs, curve_n)
-        average_precision.append(values["map"])
-        for key, value in values.items():
-            sums[key] = sums.get(key, 0) + weights[chunk] @ value
-    return {
+    chunks = zip(counts.split(QUERY_CHUNK), relevant.split(QUERY_CHUNK), strict=True)
+    chunks = [query_metrics(*chunk, top_r, cutoffs, curve_n) for chunk in chunks]
+    values = {key: torch.cat([chunk[key] for chunk in chunks])[group] for key in chunks[0]}
+    protocol = {
         "queries": len(query_codes),
         "database": len(database_codes),
         "bits": query_codes.shape[1],
         "top_r": top_r,
-        "queries_without_relevant": int(times[relevant.sum(1) == 0].sum()),
-        **{key: (value / len(query_codes)).tolist() for key, value in sums.items()},
+        "queries_without_relevant": int((relevant.sum(1) == 0)[group].sum()),
         "precision_curve_n": curve_n,
-        "map_per_class": mean_per_class(torch.cat(average_precision), labels, weights),
     }
+    return protocol, values
+
+
+def summarise(values, query_labels):
+    """The means of the metrics of each query, as `evaluate` returns them."""
+    means = {key: value.mean(0).tolist() for key, value in values.items()}
+    by_radius = zip(means["precision_by_radius"], means["nonempty_by_radius"], strict=True)
+    found = [precision / share if share else None for precision, share in by_radius]
+    per_class = mean_per_class(values["map"], query_labels)
+    return {**means, "precision_found_by_radius": found, "map_per_class": per_class}
 
 
 def query_metrics(counts, relevant, top_r, cutoffs, curve_n):
@@ -103,6 +128,11 @@ def query_metrics(counts, relevant, top_r, cutoffs, curve_n):
     curve_n = num_relevant.new_tensor(curve_n)
     depths = curve_n.expand(len(num_relevant), -1)
     values["precision_curve"] = num_relevant_within(*ties.at_depth(depths)) / curve_n
+    chance = Ties(counts.sum(1, keepdim=True), relevant.sum(1, keepdim=True))  # all in one tie
+    expected = rank_metrics(chance, top_r, (1,), "expected")
+    for key in ("map", f"map_at_{top_r}"):
+        values[f"chance_{key}"] = expected[key]
+    values["chance_precision"] = expected["precision_at_1"]
     return values
 
 
@@ -123,9 +153,9 @@ def rank_metrics(ties, top_r, cutoffs, order):
         map_at_r_found = sum_at_r / found_r.clamp(min=1)
     metrics = {
         "map": precision_sum(ties, all_ranks, order) / at_least_1,
-        "map_at_r": sum_at_r / at_least_1.clamp(max=top_r),
-        "map_at_r_found": map_at_r_found,
-        "map_at_r_over_r": sum_at_r / top_r,
+        f"map_at_{top_r}": sum_at_r / at_least_1.clamp(max=top_r),
+        f"map_at_{top_r}_found": map_at_r_found,
+        f"map_at_{top_r}_over_r": sum_at_r / top_r,
         "r_precision": found_total / at_least_1,
         "precision_radius_2": precision_by_radius(ties)[:, radius_2],  # whole ties: any order
     }
@@ -146,16 +176,16 @@ def log_spaced(most, points=30):
     return numbers.round().long().unique().tolist()
 
 
-def mean_per_class(values, labels, weights):
-    """Weighted mean of `values` (Q,) over the queries with each label: {label as string: float}."""
+def mean_per_class(values, labels):
+    """Mean of `values` (Q,) over the queries with each label: {label as string: float}."""
     if labels.ndim == 1:
         names, index = labels.unique(return_inverse=True)
-        zeros = torch.zeros(len(names), dtype=values.dtype, device=values.device)
-        means = zeros.index_add(0, index, values * weights) / zeros.index_add(0, index, weights)
+        sums = torch.zeros(len(names), dtype=values.dtype, device=values.device)
+        means = sums.index_add(0, index, values) / torch.bincount(index)
     else:
         names = labels.any(0).nonzero()[:, 0]
         member = labels[:, names].T.double()
-        means = member @ (values * weights) / (member @ weights)
+        means = member @ values / member.sum(1)
     return {str(name): mean for name, mean in zip(names.tolist(), means.tolist(), strict=True)}
 
 

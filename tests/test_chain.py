@@ -1,6 +1,8 @@
 """The scripts one after the other, as a user runs them, and the files that they write."""
 
+import argparse
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ from helpers import EXTRACT, TINY, read_log, same_weights, train_command, weight
 
 from configs.flags import parse_train_flags
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
+from experiments import animate
 from retrieval.index import Index
 
 
@@ -22,8 +25,15 @@ def test_training_writes_its_run_folder(trained):
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.endswith(".partial") for name in names)
     records = read_log(trained)
-    assert [record["epoch"] for record in records] == [0, 1, 2]
-    assert ["val/map" in record for record in records] == [False, True, True]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    for name in ("val/map", "val/precision_at_10"):
+        assert [name in record for record in records] == [False, True, True]
+    steps = [record["step"] for record in records]
+    assert steps == [steps[0], 2 * steps[0], 3 * steps[0]]
+    seconds = [record["seconds"] for record in records]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    for record in records:
+        assert 0 < record["train/loss_all"] < 1.01 * record["train/loss"]
     repeated = parse_train_flags("", ["--config", str(trained / "config.yaml")])
     assert (repeated.bits, repeated.size, repeated.flip) == (12, 16, True)
     best = torch.load(trained / "best.pt", weights_only=True)
@@ -63,9 +73,11 @@ def test_a_run_without_validation_still_has_a_best_checkpoint(demo, tmp_path, ru
     groups = "--val-fraction", 0, "--group-pattern", "_(g[0-9]+)_", "--test-groups", "g01"
     paths = "--frames", demo / "frames", "--output", tmp_path / "splits"
     run_script("make_splits.py", "--dataset", "folder", *paths, *groups)
-    run_script(*train_command(demo, tmp_path / "run", "--splits", tmp_path / "splits"))
+    command = train_command(demo, tmp_path / "run", "--splits", tmp_path / "splits")
+    printed = run_script(*command).stdout
+    assert printed.count("no validation list") == 1
     last, best = weights(tmp_path / "run" / "last.pt"), weights(tmp_path / "run" / "best.pt")
-    assert same_weights(last, best)
+    assert same_weights(last, best) and "★" not in printed
 
 
 # ==== testing ====
@@ -74,7 +86,7 @@ def test_a_run_without_validation_still_has_a_best_checkpoint(demo, tmp_path, ru
 @pytest.fixture(scope="module")
 def tested(trained, run_script):
     """What test.py writes with all that it can: (folder, stdout)."""
-    flags = "--untrained", "--html", "--projector", "--pictures", 2
+    flags = "--untrained", "--html", 2, "--projector", "--pictures", 2
     return trained / "test", run_script(
         "test.py", "--checkpoint", trained / "best.pt", *flags
     ).stdout
@@ -83,9 +95,13 @@ def tested(trained, run_script):
 def test_testing_writes_metrics_codes_and_a_picture(tested):
     output, printed = tested
     assert "untrained" in printed and "mAP" in printed
-    metrics = json.loads((output / "metrics.json").read_text())
-    assert (metrics["queries"], metrics["database"], metrics["bits"]) == (6, 18, 12)
-    assert 0 < metrics["map"] <= 1
+    content = json.loads((output / "metrics.json").read_text())
+    run, metrics = content["run"], content["metrics"]
+    assert (run["queries"], run["database"], run["bits"]) == (6, 18, 12)
+    assert run["checkpoint"].endswith("best.pt") and run["epoch"] in (2, 3) and "commit" in run
+    assert run["data"]["source"].endswith("frames") and run["data"]["lists"]
+    assert 0 < metrics["map"] <= 1 and len(content["curves"]["precision_by_radius"]) == 13
+    assert content["untrained"]["metrics"]["map"] != metrics["map"]
     codes = np.load(output / "codes.npz")
     assert codes["query_codes"].shape == (6, 12) and codes["database_codes"].shape == (18, 12)
     assert codes["query_labels"].tolist() == [0, 0, 1, 1, 2, 2]
@@ -99,10 +115,12 @@ def test_the_page_and_the_projector_show_what_was_found(tested):
     output, _ = tested
     page = (output / "retrieval.html").read_text()
     right, wrong = page.count('<li class="right">'), page.count('<li class="wrong">')
-    assert right + wrong == 20 and right > 0 and page.count("data:image/webp") == 22
-    per_class = json.loads((output / "metrics.json").read_text())["map_per_class"]
-    for name, value in per_class.items():
-        assert f"<td>{name}</td><td>{value:.3f}</td>" in page
+    assert right + wrong == 20 and right > 0 and page.count("<img") == 22
+    metrics = json.loads((output / "metrics.json").read_text())["metrics"]
+    for name, value in metrics["map_per_class"].items():
+        assert re.search(rf"<span>{name}</span>.*{value:.3f}</span>", page)
+    assert f"<dt>mAP</dt><dd>{metrics['map']:.3f}</dd>" in page
+    assert "run/best.pt, epoch" in page and str(output.parent.parent) not in page
     [folder] = (output / "projector").glob("*/codes")
     rows = (folder / "metadata.tsv").read_text().splitlines()
     assert rows[:2] == ["class\tset\tvideo", "Bouncing\tquery\tBouncing/v_Bouncing_g01_c01"]
@@ -113,13 +131,20 @@ def test_the_page_and_the_projector_show_what_was_found(tested):
     assert (folder / "sprite.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_of_the_readme_is_made_from_a_run(tested, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(animate, "FRAMES", 2)
+    output = tmp_path / "demo.webp"
+    animate.main(argparse.Namespace(run=trained, output=output, queries=2, results=2))
+    assert output.read_bytes()[8:16] == b"WEBPVP8X" and b"ANIM" in output.read_bytes()[:64]
+
+
 def test_codes_from_elsewhere_are_compared_with_a_checkpoint(trained, tested, tmp_path, run_script):
     """Also: the codes are the same the second time."""
     codes = tmp_path / "own" / "codes.npz"
     codes.parent.mkdir()
     codes.write_bytes((tested[0] / "codes.npz").read_bytes())
     compared = "--checkpoint", trained / "best.pt", "--codes", codes
-    flags = "--top-r", 7, "--cutoffs", 1, 3, "--output", tmp_path / "both"
+    flags = "--all-metrics", "--top-r", 7, "--cutoffs", 3, "--output", tmp_path / "both"
     result = run_script("test.py", *compared, *flags)
     assert "R 7" in result.stdout and "precision@3" in result.stdout
     files = {str(f.relative_to(tmp_path / "both")) for f in tmp_path.glob("both/**/*.*")}
@@ -130,9 +155,10 @@ def test_codes_from_elsewhere_are_compared_with_a_checkpoint(trained, tested, tm
         json.loads((tmp_path / "both" / name / "metrics.json").read_text())
         for name in ("own_codes", "run_best")
     )
-    assert set(first.pop("map_per_class")) == {"0", "1", "2"}
-    assert set(second.pop("map_per_class")) == set(list(ACTIONS)[:3])
-    assert first == second, "the saved codes give what the network gives"
+    assert set(first["metrics"].pop("map_per_class")) == {"0", "1", "2"}
+    assert set(second["metrics"].pop("map_per_class")) == set(list(ACTIONS)[:3])
+    for part in ("metrics", "curves"):
+        assert first[part] == second[part], "the saved codes give what the network gives"
     again = np.load(tmp_path / "both" / "run_best" / "codes.npz")
     for name, array in np.load(codes).items():
         assert np.array_equal(again[name], array), name
@@ -191,8 +217,8 @@ def test_the_configs_of_the_real_data_sets_run_end_to_end(
     network = "--epochs", 1, "--backbone", backbone, "--pretrained", "none"
     run_script("train.py", "--config", f"configs/{dataset}.yaml", *paths, *TINY, *network)
     run_script("test.py", "--checkpoint", run / "best.pt")
-    metrics = json.loads((run / "test" / "metrics.json").read_text())
-    assert metrics["queries"] == 4 and metrics["database"] == 8
+    tested = json.loads((run / "test" / "metrics.json").read_text())["run"]
+    assert tested["queries"] == 4 and tested["database"] == 8
 
 
 def test_motion_is_what_test_py_encodes_too(demo, tmp_path, run_script):

@@ -200,8 +200,9 @@ def test_the_hash_layer_is_trained_and_measured(train, run_script, file):
         *("backbone.mean", "backbone.std", "hash.weight", "hash.bias")
     }
     run_script("test.py", "--checkpoint", run, "--untrained")
-    metrics = json.loads((run / "test" / "metrics.json").read_text())
-    assert metrics["queries"] == 30 and metrics["database"] == 60 and metrics["map"] > 0.9
+    measured = json.loads((run / "test" / "metrics.json").read_text())
+    assert measured["run"]["queries"] == 30 and measured["run"]["database"] == 60
+    assert measured["metrics"]["map"] > 0.9
     codes = np.load(run / "test" / "codes.npz")
     assert codes["query_labels"].tolist() == np.load(file)["labels"][60:].tolist()
     assert not (run / "test" / "retrieval.png").exists()
@@ -291,4 +292,5 @@ def test_real_features_retrieve(data, tmp_path, run_script):
     flags = ["--features", data("features/ucf101_clip_101classes.npz"), "--lr", 0.003]
     run_script("train.py", *flags, "--epochs", 6, "--output", tmp_path / "run", "--threads", 1)
     run_script("test.py", "--checkpoint", tmp_path / "run", "--threads", 1)
-    assert json.loads((tmp_path / "run/test/metrics.json").read_text())["map"] > 0.6
+    measured = json.loads((tmp_path / "run/test/metrics.json").read_text())
+    assert measured["metrics"]["map"] > 0.6

@@ -67,7 +67,7 @@ def load(path):
 def check_run(output, epochs=1):
     """Every epoch is logged once with a finite loss, validation ran, and weights are finite."""
     logged = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [record["epoch"] for record in logged] == list(range(epochs))
+    assert [record["epoch"] for record in logged] == list(range(1, epochs + 1))
     assert all(np.isfinite(record["train/loss"]) for record in logged)
     assert 0 < logged[-1]["val/map"] <= 1
     assert all(tensor.isfinite().all() for tensor in load(output / "last.pt")["model"].values())

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval.bootstrap import confidence_bands, resampled_means
 from retrieval.codes import load_codes
-from retrieval.hamming import hamming_histograms
-from retrieval.metrics import evaluate
+from retrieval.hamming import hamming_histograms, nearest_labels
+from retrieval.metrics import evaluate, evaluate_queries
 from retrieval.tie_aware import ORDERS, Ties, precision_over_found, precision_sum
 
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -57,9 +58,9 @@ def ranked_metrics(ranking, top_r):
 
     metrics = {
         "map": precision_sum_at(len(ranking)) / max(total, 1),
-        "map_at_r": precision_sum_at(top_r) / max(min(total, top_r), 1),
-        "map_at_r_found": precision_sum_at(top_r) / max(sum(ranking[:top_r]), 1),
-        "map_at_r_over_r": precision_sum_at(top_r) / top_r,
+        f"map_at_{top_r}": precision_sum_at(top_r) / max(min(total, top_r), 1),
+        f"map_at_{top_r}_found": precision_sum_at(top_r) / max(sum(ranking[:top_r]), 1),
+        f"map_at_{top_r}_over_r": precision_sum_at(top_r) / top_r,
         "r_precision": sum(ranking[:total]) / max(total, 1),
     }
     for n in CUTOFFS:
@@ -126,8 +127,8 @@ def test_extreme_orders_do_not_bound_precision_over_found():
     assert value == pytest.approx((1 + 1 + (1 + 2 / 3) / 2) / 3)
     case = [torch.tensor(x) for x in ([[True]], [0], [[True]] + [[False]] * 3, [0, 0, 1, 1])]
     result = evaluate(*case, top_r=3, cutoffs=(1,))
-    assert result["map_at_r_found"] == pytest.approx(value)
-    assert result["map_at_r_found"] < result["map_at_r_found_pessimistic"] == 1
+    assert result["map_at_3_found"] == pytest.approx(value)
+    assert result["map_at_3_found"] < result["map_at_3_found_pessimistic"] == 1
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -147,6 +148,9 @@ def test_radius_metrics_match_loops(multi_label):
             nonempty = np.mean([len(ball) > 0 for ball in balls])
             assert result["nonempty_by_radius"][radius] == pytest.approx(nonempty)
             empty_balls += nonempty < 1
+            found = [sum(ball) / len(ball) for ball in balls if ball]
+            expected = pytest.approx(np.mean(found)) if found else None
+            assert result["precision_found_by_radius"][radius] == expected
         for suffix in ORDERS.values():
             value = result["precision_radius_2" + suffix]
             assert value == pytest.approx(result["precision_by_radius"][2])
@@ -164,6 +168,48 @@ def test_precision_curve_and_classes_agree_with_single_figures():
         rows = case[1] == label
         alone = evaluate(case[0][rows], case[1][rows], *case[2:])["map"]
         assert result["map_per_class"][str(label)] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_chance_is_what_equal_codes_give(multi_label):
+    case = random_case(4, multi_label, queries=20)
+    result = evaluate(*case, top_r=3, cutoffs=(2,))
+    equal = evaluate(case[0] & False, case[1], case[2] & False, case[3], top_r=3, cutoffs=(2,))
+    for name, key in {"map": "map", "map_at_3": "map_at_3", "precision": "precision_at_2"}.items():
+        assert result[f"chance_{name}"] == pytest.approx(equal[key])
+    assert result["chance_map"] != result["map"]
+
+
+def test_labels_of_the_nearest_are_the_mean_over_all_orders():
+    for seed in range(6):
+        queries, _, database, labels = random_case(seed)
+        for count in (1, 2, 3, len(database), 99):
+            found = nearest_labels(queries, database, labels, count, 5)
+            for query, row in zip(queries, found.tolist(), strict=True):
+                ties = [labels[(database != query).sum(1) == d].tolist() for d in range(3)]
+                orders = itertools.product(*map(itertools.permutations, ties))
+                orders = [list(itertools.chain(*order))[:count] for order in orders]
+                expected = [sum(o.count(n) for o in orders) / len(orders) for n in range(5)]
+                assert row == pytest.approx(expected, abs=1e-5)
+
+
+def test_bands_are_those_of_the_bootstrap_over_queries():
+    """The band of a mean of 400 normal numbers is 1.96 standard errors wide on each side."""
+    values = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    low, high = resampled_means(values).quantile(torch.tensor([0.025, 0.975]).double(), dim=0)
+    width = 1.96 * values.std(0) / 20
+    assert torch.allclose(values.mean(0) - low, width, rtol=0.15)
+    assert torch.allclose(high - values.mean(0), width, rtol=0.15)
+
+
+def test_bands_enclose_the_curves():
+    case = random_case(2, queries=30, bits=6)
+    result, bands = evaluate(*case), confidence_bands(evaluate_queries(*case)[1])
+    for name in ("precision_curve", "precision_found_by_radius"):
+        curve = zip(bands[f"{name}_low"], result[name], bands[f"{name}_high"], strict=True)
+        curve = [point for point in curve if None not in point]
+        assert len(curve) > 3 and all(low <= mean <= high for low, mean, high in curve)
+        assert any(low < high for low, _, high in curve)
 
 
 def test_classes_of_multi_label_queries_overlap():
@@ -271,11 +317,11 @@ def test_published_csq_codes():
         "map": 0.845848,
         "map_optimistic": 0.855675,
         "map_pessimistic": 0.837256,
-        "map_at_r_found": 0.873955,
-        "map_at_r_found_optimistic": 0.883765,
-        "map_at_r_found_pessimistic": 0.866756,
-        "map_at_r": 0.809913,
-        "map_at_r_over_r": 0.749493,
+        "map_at_100_found": 0.873955,
+        "map_at_100_found_optimistic": 0.883765,
+        "map_at_100_found_pessimistic": 0.866756,
+        "map_at_100": 0.809913,
+        "map_at_100_over_r": 0.749493,
         "precision_at_1": 0.888861,
         "precision_radius_2": 0.485209,
         "r_precision": 0.820033,

@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from helpers import train_command
+from test_reports import METRICS
 from test_search import index_command, query_command
 
-from reports.figures import precision_at_figure, retrieval_figure, save_png
+from reports.figures import precision_at_figure, save_figure
+from reports.pictures import retrieval_figure
 from utils.errors import printable
 
 CLASS = os.fsdecode(b"a\xff\x1b[31mred")
@@ -38,7 +41,7 @@ def test_training_testing_and_searching(odd, tmp_path, run_script):
     assert "not UTF-8; no TensorBoard files" in trained.output() and "val mAP" in trained.output()
     assert not list(run.glob("events*")) and (run / "metrics.jsonl").exists()
     tested = run_script("test.py", "--checkpoint", run, "--html")
-    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    metrics = json.loads((run / "test" / "metrics.json").read_text())["metrics"]
     assert CLASS in metrics["map_per_class"] and (run / "test" / "retrieval.png").exists()
     refused = run_script("test.py", "--checkpoint", run, "--projector", status=1).stderr
     assert "--projector" in refused.splitlines()[-1] and "UTF-8" in refused.splitlines()[-1]
@@ -87,9 +90,8 @@ def test_printable_keeps_what_can_be_printed():
 
 
 def test_figures_show_every_name(tmp_path):
-    metrics = {"precision_curve_n": [1, 2], "precision_curve": [1, 0.5], "bits": 8}
     for name in (CLASS, r"$\x$", "a$b", "\ud800"):
-        save_png(precision_at_figure({name: metrics, "b": metrics}), tmp_path / "a.png")
-        save_png(precision_at_figure({name: metrics}), tmp_path / "a.png")
-        frame = [[[0, 0, 0]] * 2] * 2
-        save_png(retrieval_figure([[(frame, name)]], "title"), tmp_path / "b.png")
+        for file in ("a.png", "a.pdf", "a.svg"):
+            save_figure(precision_at_figure({name: METRICS, "b": METRICS}), tmp_path / file)
+            frame = np.zeros((2, 2, 3), np.uint8)
+            save_figure(retrieval_figure([[(frame, name)]], "title"), tmp_path / file)

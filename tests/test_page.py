@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -33,7 +34,7 @@ def hostile_searches():
             "distance": rank,
             "preview": preview(moving_frames(rank)),
         }
-        | ({"is_right": rank % 2 == 0} if rank < 3 else {})
+        | ({"is_right": rank % 2 == 0, "href": f"videos/{rank}"} if rank < 3 else {})
         for rank, name in enumerate(HOSTILE)
     ]
     plain = [{"path": "run/jump.avi", "class": None, "distance": 1, "preview": None}]
@@ -78,7 +79,7 @@ class PageReader(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag in ("h1", "h2", "small", "b", "td", "style", "script"):
+        if tag in ("h1", "h2", "h3", "small", "span", "th", "style", "script"):
             self.open.append(tag)
             self.texts.setdefault(tag, []).append("")
 
@@ -91,36 +92,60 @@ class PageReader(HTMLParser):
             self.texts[self.open[-1]][-1] += data
 
 
+SUMMARY = {
+    "figures": [("mAP", "0.500")],
+    "classes": [(HOSTILE[2], 0.5)],
+    "depth": 10,
+    "pairs": [(HOSTILE[2], "b", 0.25)],
+    "confusion": [(HOSTILE[2], [0.75, 0.25]), ("b", [0.0, 1.0])],
+}
+
+
+def write_hostile_page(path):
+    write_page(path, HOSTILE[0], hostile_searches(), HOSTILE[1], HOSTILE[2], SUMMARY)
+
+
 def test_the_page_is_self_contained_and_escapes_every_name(tmp_path):
-    write_page(tmp_path / "page.html", HOSTILE[0], hostile_searches(), [(HOSTILE[2], 0.5)])
+    write_hostile_page(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["']?(https?:|//)""", text)
     page = PageReader(text)
     names = [name.replace("\udcff", "\\udcff") for name in HOSTILE]
-    assert page.texts["h1"] == [names[0]] and page.texts["td"] == [names[2], "0.500"]
-    assert page.texts["h2"] == [names[0], "query two", "mAP by class"]
-    assert all(name in page.texts["small"] for name in names)
-    assert page.texts["b"][0].removeprefix("✓ ") == HOSTILE[0][:20]
-    assert page.texts["small"].count("1 · 1 bit") == 1, "one bit is no plural"
+    assert page.texts["h1"] == [names[0]] and page.texts["th"].count(names[2]) == 2
+    assert page.texts["h3"][0].strip() == names[0]
+    small = [found.strip() for found in page.texts["small"]]
+    assert all(name in small for name in names[3:]), "the others are links"
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["videos/0", "videos/1", "videos/2"]
+    assert any(found == HOSTILE[0][:20] for found in page.texts["span"])
+    assert small.count("1 · 1 bit") == 1, "one bit is no plural"
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert all(list(attributes) == ["src", "alt"] for attributes in pictures)
+    assert all(list(attributes) == ["data-preview", "alt"] for attributes in pictures)
+    assert all(attributes["alt"] for attributes in pictures)
+
+
+def test_each_preview_is_in_the_page_once(tmp_path):
+    searches = hostile_searches() * 10
+    write_page(tmp_path / "page.html", "title", searches)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<img") == 60 and text.count("data:image/webp") == 5
 
 
 def test_the_content_policy_allows_the_style_and_script_of_the_page_alone(tmp_path):
     write_page(tmp_path / "page.html", "title", hostile_searches())
     page = PageReader((tmp_path / "page.html").read_text(encoding="utf-8"))
     policy = next(tag["content"] for _, tag in page.tags if "http-equiv" in tag)
-    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.startswith("default-src 'none'; img-src data: blob:;")
     for tag in ("style", "script"):
-        (content,) = page.texts[tag]
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        digest = base64.b64encode(hashlib.sha256(page.texts[tag][-1].encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert isinstance(json.loads(page.texts["script"][0]), list), "data, which is not run"
 
 
 @pytest.mark.scripts
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1200, "light")])
 def test_in_a_browser_results_show_and_the_filter_works(browser, tmp_path, width, scheme):
-    write_page(tmp_path / "page.html", HOSTILE[0], hostile_searches(), [(HOSTILE[2], 0.5)])
+    write_hostile_page(tmp_path / "page.html")
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     messages = []
     page.on("console", lambda message: messages.append(message.text))
@@ -130,23 +155,39 @@ def test_in_a_browser_results_show_and_the_filter_works(browser, tmp_path, width
     page.goto((tmp_path / "page.html").as_uri())
 
     assert page.title() == HOSTILE[0], "a name has run as a script"
-    assert page.locator("li:visible").count() == 6
-    assert page.locator("li img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
+    results = page.locator(".results li")
+    assert results.count() == 6
+    page.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("li.right").count() == 2 and page.locator("li.wrong").count() == 1
-    assert page.locator("li small").last.inner_text() == "run/jump.avi"
-    shown = [text.strip() for text in page.locator("li small:last-child").all_inner_texts()]
-    assert shown[0] == HOSTILE[0] and shown[2] == HOSTILE[2]
+    assert results.last.locator("small").last.inner_text() == "run/jump.avi"
+    shown = results.locator("small:last-child").all_inner_texts()
+    assert shown[0].strip() == HOSTILE[0] and shown[2].strip() == HOSTILE[2]
 
+    visible = page.locator(".results li:visible")
     page.fill("input", "JUMP run")
-    assert page.locator("li:visible").count() == 1
-    assert page.locator("section.search:visible").count() == 1
-    assert page.locator("output").inner_text() == "1 of 6 results"
+    assert visible.count() == 1 and page.locator("section.search:visible").count() == 1
+    assert page.locator("output").inner_text() == "1 of 2 queries"
     page.fill("input", "<script>")
-    assert page.locator("li:visible").count() == 5, "the query's own name counts too"
+    assert visible.count() == 5, "the query's own name counts too"
     page.fill("input", "")
-    assert page.locator("li:visible").count() == 6
+    assert visible.count() == 6
+    page.get_by_role("button", name="with errors").click()
+    assert page.locator("section.search:visible").count() == 1 and visible.count() == 5
+    page.get_by_role("button", name="all").click()
+    assert visible.count() == 6
     assert messages == []
+
+
+@pytest.mark.scripts
+def test_with_reduced_motion_the_previews_are_stills(browser, tmp_path):
+    write_hostile_page(tmp_path / "page.html")
+    for motion, start in (("reduce", "data:image/png"), ("no-preference", "data:image/webp")):
+        page = browser.new_page(reduced_motion=motion)
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
+        sources = page.locator("img").evaluate_all("all => all.map(i => i.src)")
+        assert len(sources) == 6 and all(source.startswith(start) for source in sources)
 
 
 @pytest.mark.scripts
@@ -159,4 +200,4 @@ def test_an_injected_script_would_not_run(browser, tmp_path):
     page = browser.new_page()
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_timeout(200)
-    assert page.title() == "title" and page.locator("li").count() == 6
+    assert page.title() == "title" and page.locator(".results li").count() == 6

@@ -250,6 +250,6 @@ def test_clips_are_trained_and_compared_with_codes_made_without_labels(tmp_path,
     assert {line.split("_")[1] for line in queries} == {"2", "7", "12", "17"}
     assert [row["setting"] for row in rows] == names
     metrics = json.loads((tmp_path / "out" / "default-1-0" / "test" / "metrics.json").read_text())
-    assert float(rows[0]["map"]) == pytest.approx(metrics["map"])
+    assert float(rows[0]["map"]) == pytest.approx(metrics["metrics"]["map"])
     for row in rows[1:]:  # brightness alone separates the classes, which chance (0.5) does not
         assert float(row["map"]) > 0.8

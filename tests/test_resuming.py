@@ -82,7 +82,7 @@ def test_a_killed_run_ends_with_the_same_weights(demo, trained, tmp_path, start_
     assert state["epoch"] < 3 and (state["batch"] > 0 or state["epoch"] > 0)
     assert "resuming" in run_script(*command).stdout
     assert same_weights(weights(trained / "last.pt"), weights(run / "last.pt"))
-    assert [record["epoch"] for record in read_log(run)] == [0, 1, 2]
+    assert [record["epoch"] for record in read_log(run)] == [1, 2, 3]
 
 
 def test_sigterm_saves_a_checkpoint_and_ends_with_a_message(demo, tmp_path, start_script):
@@ -104,7 +104,9 @@ def test_a_second_training_on_one_folder_is_refused(demo, tmp_path, start_script
     assert "another run is using it" in error and "Traceback" not in error
     os.kill(first.pid, signal.SIGTERM)
     assert first.wait() == 1
-    assert [record["epoch"] for record in read_log(run)] == list(range(read_last(run)["epoch"]))
+    assert [record["epoch"] for record in read_log(run)] == list(
+        range(1, read_last(run)["epoch"] + 1)
+    )
     assert len((run / "environment.jsonl").read_text().splitlines()) == 1
 
 
@@ -131,6 +133,8 @@ def test_a_run_resumes_with_another_cache(demo, trained, tmp_path, run_script):
     run_script(*train_command(demo, run))
     assert same_weights(weights(trained / "last.pt"), weights(run / "last.pt"))
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+    seconds = [record["seconds"] for record in read_log(run)]
+    assert seconds == sorted(seconds), "the time before an interruption counts"
     starts = [json.loads(line) for line in (run / "environment.jsonl").read_text().splitlines()]
     assert len(starts) == 3 and all(start["processes"] == 1 for start in starts)
 

@@ -126,7 +126,7 @@ def test_a_run_folder_means_its_best_checkpoint_or_else_its_last(trained, tmp_pa
         shutil.copy(trained / name, run / name)
         result = run_script("test.py", "--checkpoint", run, "--pictures", 0)
         assert f"using {run / name}\n" in result.stderr
-        assert f"results in {run / 'test'}" in result.stdout
+        assert f"pictures: {run / 'test'}" in result.stdout
         codes = np.load(run / "test" / "codes.npz")["query_codes"]
         named = ("--checkpoint", run / name, "--output", tmp_path / name, "--pictures", 0)
         run_script("test.py", *named)
@@ -142,7 +142,7 @@ def test_queries_of_absent_classes_are_counted(tmp_path, run_script):
     queries = {"query_codes": rng.normal(size=(4, 9)), "query_labels": [0, 1, 7, 7]}
     np.savez(tmp_path / "codes.npz", **queries, **database)
     output = run_script("test.py", "--codes", tmp_path / "codes.npz", "--output", tmp_path).stdout
-    assert "queries without relevant items 2" in output and "bits 9" in output
+    assert "2 queries without relevant items count as 0" in output and "9 bits" in output
     queries = {"query_codes": np.zeros((0, 9)), "query_labels": np.zeros(0, int)}
     np.savez(tmp_path / "none.npz", **queries, **database)
     error = run_script("test.py", "--codes", tmp_path / "none.npz", status=1).stderr
@@ -169,7 +169,7 @@ def test_each_file_has_its_own_folder(tmp_path, run_script):
     found = [
         json.loads((output / name / "metrics.json").read_text()) for name in ("x_y_z", "x_y_z_")
     ]
-    assert found[0]["map"] != found[1]["map"]
+    assert found[0]["metrics"]["map"] != found[1]["metrics"]["map"]
     assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["x_y_z", "x_y_z_"]
 
 
@@ -177,14 +177,17 @@ def test_several_files_of_codes_are_compared_in_one_table(tmp_path, run_script):
     files = [write_codes(tmp_path / f"{name}.npz", seed) for seed, name in enumerate("ab")]
     output, alone = tmp_path / "comparison", tmp_path / "alone"
     result = run_script("test.py", "--codes", *files, "--top-r", 5, "--output", output)
-    assert f"{tmp_path.name}/a" in result.stdout and "R 5" in result.stdout
+    for name in "ab":
+        assert f"{tmp_path.name[-9:]}/{name}" in result.stdout
+    assert "mAP@5" in result.stdout
     values = []
     for path in files:
         run_script("test.py", "--codes", path, "--top-r", 5, "--output", alone)
         compared = output / f"{tmp_path.name}_{path.stem}" / "metrics.json"
-        metrics = json.loads(compared.read_text())
-        assert metrics == json.loads((alone / "metrics.json").read_text())
-        values.append(metrics["map"])
+        measured = [json.loads(p.read_text()) for p in (compared, alone / "metrics.json")]
+        assert measured[0]["metrics"] == measured[1]["metrics"]
+        assert measured[0]["curves"] == measured[1]["curves"]
+        values.append(measured[0]["metrics"]["map"])
     assert values[0] != values[1]
     curves = {path.name for path in output.glob("*.png")}
     assert curves == {"precision_recall.png", "precision_at.png"}

@@ -68,6 +68,8 @@ def test_value_and_gradient_equal_the_loop_on_random_batches(distance, average):
         torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
         assert (stats["valid"].item(), stats["active"].item()) == (valid, active)
+        count = active if average == "active" else valid
+        assert stats["sum"].item() == pytest.approx(expected.item() * count)
         seen_partly_active += 0 < active < valid
         seen_inactive += active == 0
     # Not vacuous: there are batches with some inactive triplets, and batches with only those.

@@ -16,7 +16,7 @@ from utils.errors import UserError, printable
 from utils.schema import SchemaError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-NUM_TOTALS = 5  # sums over the batches of an epoch
+NUM_TOTALS = 6  # sums over the batches of an epoch
 
 
 class NotFiniteError(UserError):
