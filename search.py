@@ -23,6 +23,8 @@ from pathlib import Path
 from utils.argtypes import number, processors
 from utils.config import Parser
 
+PRETRAINED, BITS = "r3d18_kinetics400", 64  # of an index without labels
+
 
 def build_parser():
     parser = Parser(__doc__)
@@ -39,8 +41,11 @@ def seconds_or_whole(text):
 def add_index_flags(parser):
     add = parser.add
     folder = {"required": True, "type": Path, "metavar": "DIR"}
-    checkpoint = "best.pt or last.pt, or a run folder: its best.pt"
-    add("--checkpoint", required=True, metavar="RUN", help=checkpoint)
+    checkpoint = (
+        "best.pt or last.pt, or a run folder: its best.pt. Without it, a new index is made "
+    )
+    checkpoint += "by pretrained weights and a hash layer that is fitted to the videos, no labels"
+    add("--checkpoint", metavar="RUN", help=checkpoint)
     add("--videos", **folder, help="videos at any depth below it")
     add("--output", **folder, help="index folder; an index in it is updated")
     add(
@@ -52,7 +57,16 @@ def add_index_flags(parser):
     )
     stride = "seconds from one window to the next; default: half a window"
     add("--stride", type=number(float, above=0), metavar="SECONDS", help=stride)
+    add_label_free_flags(parser)
     add_encoder_flags(parser)
+
+
+def add_label_free_flags(parser):
+    add, bits = parser.add, number(int, least=1)
+    parser.group("without --checkpoint")
+    weights = f"as of train.py: a name, a weights file or a checkpoint (default: {PRETRAINED})"
+    add("--pretrained", metavar="NAME_OR_FILE", help=weights)
+    add("--bits", type=bits, help=f"code length, below the number of windows (default: {BITS})")
 
 
 def add_query_flags(parser):
@@ -112,12 +126,15 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 
 from datasets.process_pool import run_jobs
 from datasets.transforms import prepare
 from datasets.video import VideoError, read_clips, read_video
 from datasets.video_files import find_videos
 from models import build_saved_model
+from models.itq import MOST_ITEMS, fit_hash_layer
+from models.label_free import build_label_free
 from reports.moments import format_search, format_times
 from reports.page import PREVIEW_HEIGHT, preview, write_page
 from retrieval.answers import Options, answer_query
@@ -134,13 +151,14 @@ from retrieval.index_update import (
     recorded_metadata,
 )
 from utils import distributed
-from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from utils.device import set_threads
 from utils.errors import UserError, exit_on_user_error, printable
 from utils.files import check_writable, file_lock, write_failures
 from utils.terminal import progress, safe_streams
 
 PREVIEW_FRAMES = 8
+LABEL_FREE = "encoder.pt"  # in the index: a checkpoint that was made without labels
 WINDOW = 5.0  # seconds, for checkpoints that do not know the duration of their training clips
 
 
@@ -199,12 +217,81 @@ def encode_videos(paths, encoder, args, window, stride, start=0.0, end=math.inf)
     return progress(videos, "encoding", len(paths), "video", is_shown=len(paths) > 1)
 
 
+# ==== an encoder without labels ====
+
+
+def choose_checkpoint(device, args):
+    """The checkpoint of an index: --checkpoint, that of an earlier run, or one without labels."""
+    path = args.output / LABEL_FREE
+    is_new = distributed.gather(recorded_metadata(args.output) is None and not path.exists())[0]
+    if args.checkpoint:
+        if args.pretrained or args.bits:
+            raise UserError("--pretrained and --bits are for indexes without --checkpoint")
+        return find_checkpoint(args.checkpoint)
+    if is_new:
+        fit_encoder(path, device, args)
+        return path
+    path = path if path.exists() else Path(recorded_metadata(args.output)["checkpoint"])
+    bits = load_checkpoint(path)["network"]["bits"]
+    if args.pretrained or args.bits not in (None, bits):
+        raise IndexFileError(
+            f"{args.output}: already has an encoder, of {bits} bits; leave out --pretrained and "
+            "--bits to update the index, or use another --output"
+        )
+    return path
+
+
+def fit_encoder(path, device, args):
+    """Write a checkpoint: pretrained weights, and a hash layer fitted to the videos without labels.
+
+    See `models.itq`. path: of the checkpoint.
+    """
+    bits = args.bits or BITS
+    model, content = build_label_free(args.pretrained or PRETRAINED, bits)
+    transform = partial(prepare, preprocessing=content["preprocessing"])
+    encode = build_encoder(model.backbone, transform, device, args.amp)
+    encoder = Encoder(encode, content["preprocessing"], [], {}, None, None)
+    features = sample_features(encoder, args)
+    if distributed.is_main():
+        fit_hash_layer(model.hash, torch.from_numpy(features))
+        folders = {"frames": str(args.videos), "splits": str(args.videos), "seed": 0}
+        content |= {"clip_seconds": WINDOW, "classes": [], "settings": folders}
+        save_checkpoint(path, {**content, "model": model.state_dict()})
+        print(f"{printable(path)}: {bits} bits, fitted without labels to {len(features)} windows")
+    distributed.barrier()
+
+
+def sample_features(encoder, args):
+    """Features (N, D) of about MOST_ITEMS windows at most, spread over the videos."""
+    paths = find_videos(args.videos)
+    paths = paths[:: math.ceil(len(paths) / MOST_ITEMS)]
+    most = MOST_ITEMS // len(paths)  # windows per video
+    own = [
+        str(args.videos / path) for path in paths[distributed.rank() :: distributed.world_size()]
+    ]
+    window = args.window or WINDOW
+    features, reasons = [], []
+    for _, moments, failure in encode_videos(own, encoder, args, window, args.stride or window / 2):
+        step = max(1, math.ceil(len(moments) / most))
+        features += [feature for _, _, feature in moments[::step]]
+        if failure is not None:
+            reasons.append(failure)
+    results = distributed.gather((features, reasons))
+    features = [feature for found, _ in results for feature in found]
+    if not features:
+        reasons = [reason for _, found in results for reason in found]
+        raise IndexFileError(
+            f"{args.videos}: no video could be read, such as one that {reasons[0]}"
+        )
+    return np.stack(features)
+
+
 # ==== index ====
 
 
 def index_videos(device, args):
     """Make or update an index. Returns the exit status: 1 if a video could not be read."""
-    checkpoint = find_checkpoint(args.checkpoint)
+    checkpoint = choose_checkpoint(device, args)
     encoder = load_encoder(checkpoint, device, args.amp)
     plan = start_update(checkpoint, encoder, args) if distributed.is_main() else None
     metadata, num_unchanged, todo, num_gone = distributed.gather(plan)[0]
@@ -343,7 +430,8 @@ def query_videos(device, args):
 def load_index_encoder(indexes, device, args):
     """The encoder that made all `indexes`. Raises UserError if --checkpoint is another one."""
     index = indexes[0]
-    recorded = Path(index.metadata["checkpoint"])
+    recorded = Path(index.location) / LABEL_FREE
+    recorded = recorded if recorded.is_file() else Path(index.metadata["checkpoint"])
     if not args.checkpoint and not recorded.is_file():
         raise IndexFileError(
             f"{index.location}: its checkpoint {recorded} is missing; if it was moved, set "

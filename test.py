@@ -325,11 +325,21 @@ def compare_network(tested, queries, classes, splits):
     return rows, format_comparison(rows, len(numbers) < len(queries))
 
 
+def measure_prefixes(items, checkpoint, how):
+    """{"16 bits": metrics, …} of the shorter ones of nested codes. how: arguments of `measure`."""
+    reports = {}
+    for length in checkpoint["settings"].get("nested_bits", []):
+        if length < checkpoint["network"]["bits"]:
+            prefixes = {f"{side}_codes": items[f"{side}_codes"][:, :length] for side in SIDES}
+            reports[f"{length} bits"] = measure({**items, **prefixes}, *how).metrics
+    return reports
+
+
 def measure_checkpoint(path, folder, device, args):
     """Encode and measure the lists of a checkpoint, and write the results into `folder`.
 
-    Returns ({"trained": metrics}, whether the network is for videos, the comparison as text); with
-    --untrained, the metrics before training come first.
+    Returns ({"trained": metrics}, whether the network is for videos, the comparison as text). The
+    metrics before training, with --untrained, and those of the prefixes of nested codes come first.
     """
     checkpoint = load_checkpoint(path, "settings")
     queries, database, classes = build_datasets(checkpoint, args)
@@ -342,7 +352,9 @@ def measure_checkpoint(path, folder, device, args):
         untrained = encode_datasets(model, *data)
         reports["untrained"] = measure(untrained, *how).metrics
     model.load_state_dict(checkpoint["model"])
-    tested = measure(encode_datasets(model, *data), *how)
+    items = encode_datasets(model, *data)
+    reports |= measure_prefixes(items, checkpoint, how)
+    tested = measure(items, *how)
     if distributed.is_main():
         source = args.features or checkpoint["settings"].get("features") or queries.root
         run = {
@@ -441,8 +453,8 @@ def main(args):
         if path in checkpoints:
             measured, is_for_videos, text = measure_checkpoint(path, folder, device, args)
             if len(files) > 1:
-                trained = {"trained": name, "untrained": f"{name} untrained"}
-                measured = {trained[key]: metrics for key, metrics in measured.items()}
+                names_of = {key: f"{name} {key}" for key in measured} | {"trained": name}
+                measured = {names_of[key]: metrics for key, metrics in measured.items()}
             reports |= measured
         else:
             reports[name] = measure_codes(path, folder, device, args)

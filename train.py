@@ -34,7 +34,7 @@ from datasets.cache import CachedDataset, build_cache
 from datasets.features import hash_features, read_features
 from datasets.frame_folders import median_seconds
 from datasets.frames import FrameDataset
-from datasets.loaders import build_loaders
+from datasets.loaders import ClipLoader, build_loaders
 from datasets.samplers import fit_batch_shape
 from datasets.splits import (
     SplitError,
@@ -45,9 +45,10 @@ from datasets.splits import (
     read_split,
 )
 from datasets.transforms import augment, prepare
-from losses import MINING
+from losses import HashLoss
 from losses.collapse import PATIENCE, advise, find_collapse
 from models import FEATURES, build_initial_model, build_model, describe_normalisation
+from models.itq import MOST_ITEMS, fit_hash_layer
 from reports.environment import log_environment
 from reports.examples import draw_examples, pick_examples
 from reports.run_log import Clock, RunLog, describe_epoch, describe_run, summarise
@@ -187,7 +188,7 @@ def keep_features(features, generator=None):
 # ==== an epoch ====
 
 
-def train_step(state, ddp_model, clips, labels, criterion, args):
+def train_step(state, ddp_model, clips, labels, args):
     """One optimiser step on clips (B, 3, T, S, S) and labels (B,).
 
     Returns (6,) float64: loss, sum over all triplets, active triplets, valid triplets, mean |code|,
@@ -198,7 +199,7 @@ def train_step(state, ddp_model, clips, labels, criterion, args):
     with torch.autocast(device.type, precision, enabled=precision is not None):
         codes = ddp_model(clips)  # (B, K) in (-1, 1)
     codes, labels = distributed.gather_batch(codes.float().to(labels.device), labels)
-    loss, stats = criterion(codes, labels)
+    loss, stats = state.criterion(codes, labels)
 
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss * distributed.world_size()).backward()
@@ -214,6 +215,11 @@ def train_step(state, ddp_model, clips, labels, criterion, args):
     return torch.stack([loss.detach(), *triplets, magnitude, spread])
 
 
+def find_loss_device(device):
+    """Where the loss is computed: on the CPU for GPUs of Apple, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def seed_step(seed, step, generator):
     """Make all random numbers a function of (seed, step, rank): a resumed run repeats them."""
     seed = (seed * 1_000_003 + step) * distributed.world_size() + distributed.rank()
@@ -221,16 +227,14 @@ def seed_step(seed, step, generator):
     generator.manual_seed(seed)  # for augmentation: a separate stream of random numbers
 
 
-def train_one_epoch(
-    state, ddp_model, loader, transform, criterion, checkpoints, timer, clock, args
-):
+def train_one_epoch(state, ddp_model, loader, transform, checkpoints, timer, clock, args):
     """Train on the remaining batches of an epoch; save and stop where `timer` says so.
 
     Returns {name: mean over the epoch}. Raises TrainingError if training diverges, and
     distributed.Stopped after a signal.
     """
     device = next(ddp_model.parameters()).device
-    loss_device = torch.device("cpu") if device.type == "mps" else device  # Apple has no float64
+    loss_device = find_loss_device(device)
     generator = torch.Generator(device)
     totals = state.totals or (0.0,) * NUM_TOTALS
     totals = torch.tensor(totals, dtype=torch.float64, device=loss_device)
@@ -243,7 +247,7 @@ def train_one_epoch(
         seed_step(args.seed, step, generator)
         clips = transform(clips.to(device, non_blocking=True), generator=generator)
         labels = labels.to(loss_device, non_blocking=True)
-        totals += train_step(state, ddp_model, clips, labels, criterion, args)
+        totals += train_step(state, ddp_model, clips, labels, args)
         rates = {group["name"]: group["lr"] for group in state.optimizer.param_groups}
         state.scheduler.step()
         state.batch += 1
@@ -269,7 +273,7 @@ def watch_collapse(record, epochs_before, args):
 
     record: of the epoch. epochs_before: for how many epochs before it the collapse had lasted.
     """
-    names = "code_spread", "active_fraction", "loss"
+    names = "code_spread", "active_fraction", "loss_all"
     sign = find_collapse(*(record[f"train/{name}"] for name in names), args.margin)
     if sign is None or record["epoch"] <= args.warmup_epochs:
         return 0
@@ -332,6 +336,12 @@ def run_settings(args):
     return {key: value for key, value in vars(args).items() if key != "given"} | absolute
 
 
+def will_resume(args):
+    """Whether the run folder has a state that training goes on from."""
+    names = ("last.pt", "previous.pt")
+    return not args.restart and any((Path(args.output) / name).exists() for name in names)
+
+
 def open_run(checkpoints, device, args):
     """Prepare the run folder, and resume the run that is there, unless --restart.
 
@@ -370,6 +380,12 @@ def lock_run(args):
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return file_lock(Path(args.output) / ".lock")
+
+
+def start_clock(state, batches, log, args):
+    """The Clock of a run whose epochs have `batches` steps."""
+    earlier = log.seconds if log else 0.0
+    return Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
 
 
 def log_epoch(log, record, tested, is_best, clock, datasets, args):
@@ -439,15 +455,47 @@ def prepare_model(train_set, args, device):
     return model, {"network": settings, "pretrained": source}, normalisation
 
 
-def build_train_state(model, steps_per_epoch, device, args):
+def init_hash_layer(model, train_set, transform, device, args):
+    """Fit the hash layer to features of the training videos, without their labels.
+
+    Only in the main process, whose weights `wrap_model` copies to the others.
+    """
+    if will_resume(args) or not distributed.is_main():
+        return
+    step = math.ceil(len(train_set) / MOST_ITEMS)
+    options = {"batch_size": args.classes_per_batch * args.clips_per_class}
+    loader = ClipLoader(train_set, args.workers, sampler=range(0, len(train_set), step), **options)
+    encoder = build_encoder(model.backbone, transform, device, args.amp)
+    fit_hash_layer(model.hash, encode(encoder, loader, "features for --init-hash"), args.seed)
+
+
+def wrap_model(model, args):
+    """The model to call in training: parallel over the processes, compiled with --compile."""
+    ddp_model = distributed.data_parallel(model)
+    return torch.compile(ddp_model) if args.compile else ddp_model
+
+
+def build_criterion(num_classes, device, args):
+    """The HashLoss of the flags; what it learns is the same in all processes."""
+    torch.manual_seed(args.seed)
+    triplets = args.margin, args.mining, args.distance, args.average
+    criterion = HashLoss(args.bits, num_classes, *triplets, args.classification, args.nested_bits)
+    criterion.to(find_loss_device(device))
+    for parameter in criterion.parameters():
+        # Each process has its whole gradient, of a loss that is multiplied by their number.
+        parameter.register_hook(lambda gradient: gradient / distributed.world_size())
+    return criterion
+
+
+def build_train_state(model, criterion, steps_per_epoch, device, args):
     """The TrainState with optimiser, learning-rate schedule and gradient scaler."""
     modules = {"backbone": (model.backbone, args.backbone_lr_factor), "hash": (model.hash, 1.0)}
+    modules |= {"criterion": (criterion, 1.0)} if list(criterion.parameters()) else {}
     optimizer = build_optimizer(modules, args)
     scheduler = build_scheduler(optimizer, args, steps_per_epoch)
     is_half = mixed_precision(device, args.amp) == torch.float16
-    return TrainState(
-        model, optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=is_half)
-    )
+    scaler = torch.amp.GradScaler(device.type, enabled=is_half)
+    return TrainState(model, optimizer, scheduler, scaler, criterion=criterion)
 
 
 def main(args):
@@ -466,13 +514,13 @@ def main(args):
     preprocessing, train_transform, test_transform = build_transforms(
         args, train_set, normalisation
     )
-    ddp_model = distributed.data_parallel(model)
-    ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
+    if args.init_hash == "itq":
+        init_hash_layer(model, train_set, test_transform, device, args)
+    ddp_model = wrap_model(model, args)
 
     # ==== loss and optimiser ====
-    loss_options = {"margin": args.margin, "distance": args.distance, "average": args.average}
-    criterion = partial(MINING[args.mining], **loss_options)
-    state = build_train_state(model, len(train_loader), device, args)
+    criterion = build_criterion(len(classes), device, args)
+    state = build_train_state(model, criterion, len(train_loader), device, args)
 
     # ==== run folder ====
     metadata |= {"preprocessing": preprocessing, "classes": classes}
@@ -481,18 +529,16 @@ def main(args):
     log = open_run(checkpoints, device, args)
     timer = CheckpointTimer(args.save_minutes, args.save_steps)
     print_main(describe_run(model, device, train_set, val_set, classes, args))
-    batches, earlier = len(train_loader), log.seconds if log else 0.0
-    clock = Clock(state.epoch * batches + state.batch, args.epochs * batches, earlier)
+    clock = start_clock(state, len(train_loader), log, args)
 
     # ==== loop ====
     collapsed = 0  # epochs in a row
     while state.epoch < args.epochs:
         train_loader.batch_sampler.set_position(state.epoch, state.batch)
-        step = (state.epoch + 1) * batches
+        step = (state.epoch + 1) * len(train_loader)
         record = {"epoch": state.epoch + 1, "step": step}
         record |= train_one_epoch(
-            *(state, ddp_model, train_loader, train_transform, criterion),
-            *(checkpoints, timer, clock, args),
+            state, ddp_model, train_loader, train_transform, checkpoints, timer, clock, args
         )
         check_weights(state, step, args)
         collapsed = watch_collapse(record, collapsed, args)

@@ -31,7 +31,7 @@ FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 OF_VIDEOS = (
     *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
     *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
-    *("clip_frames", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("clip_frames", "input", "size", "crop", "crop_scale", "flip", "colour_jitter"),
     *("cache", "cache_frames", "cache_folder"),
 )
 
@@ -51,6 +51,7 @@ def parse_train_flags(doc, argv=None):
     if args.input == "motion" and args.clip_frames < 2:
         parser.error("--input motion needs --clip-frames of at least 2")
     args.margin = args.margin or args.bits / 8
+    args.nested_bits = check_nested_bits(parser, args)
     words = sys.argv[1:] if argv is None else argv
     args.given = {word.partition("=")[0] for word in words if word.startswith("--")}
     return args
@@ -67,6 +68,15 @@ def check_data(parser, args):
         if getattr(args, name) != parser.flags[name].default:
             flag = name.replace("_", "-")
             parser.error(f"--{flag} is for videos; leave it out, or leave out --features")
+
+
+def check_nested_bits(parser, args):
+    """The lengths of nested codes in ascending order, with that of the whole code at the end."""
+    if args.nested_bits and args.distance == "euclidean":
+        parser.error("--nested-bits needs --distance hamming or squared, which grow with the bits")
+    if any(bits > args.bits for bits in args.nested_bits):
+        parser.error(f"--nested-bits: must be at most --bits, which is {args.bits}")
+    return sorted({*args.nested_bits, args.bits}) if args.nested_bits else []
 
 
 def build_parser(doc=None):
@@ -133,6 +143,13 @@ def add_model_flags(parser):
         default=0.0,
         help="dropout probability before the hash layer; 0.5 suits C3D",
     )
+    add(
+        "--init-hash",
+        choices=("random", "itq"),
+        default="random",
+        help="initial hash layer: random, or fitted to the features of the training videos without "
+        "their labels (iterative quantisation), which needs more videos than bits",
+    )
 
 
 def add_pretrained_flags(parser):
@@ -193,6 +210,22 @@ def add_loss_flags(parser):
         choices=("active", "valid"),
         default="active",
         help="mean over triplets with a loss above zero, or over all valid triplets",
+    )
+    add(
+        "--classification",
+        type=number(float, least=0),
+        default=0.0,
+        help="weight of a classification loss on the codes, in addition to the triplets; 5 suits "
+        "many classes and short codes",
+    )
+    add(
+        "--nested-bits",
+        type=number(int, least=1),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also train the first N bits as codes of their own, such as 16 32; 64 bits then serve "
+        "as codes of three lengths",
     )
     add(
         "--batches",

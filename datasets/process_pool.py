@@ -44,7 +44,7 @@ def run_jobs(function, jobs, workers, seconds):
                 worker = idle.pop() if idle else _start_worker(function, busy)
                 busy.append(worker)
                 _send_job(worker, job, seconds)
-            yield from answers  # while the workers are at their next jobs
+            yield from answers  # while the workers do their next jobs
             if not busy:
                 return
             answers = []
@@ -70,7 +70,7 @@ def run_jobs(function, jobs, workers, seconds):
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, our end of the connection to it, and the job that it is at."""
+    """A process, our end of the connection to it, and its job."""
 
     process: multiprocessing.Process
     connection: Connection

@@ -1,11 +1,13 @@
 """What the experiments compare with our loss: other losses, and codes made without labels."""
 
-import faiss
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from losses import DISTANCES
+from models.itq import fit_hash_layer
 from retrieval.codes import binarize
 from retrieval.metrics import evaluate
 
@@ -66,37 +68,89 @@ def tie_aware_ap(codes, labels):
     return 1 - ((found * precision).sum(1) / relevant.sum(1).clamp(min=1)).mean()
 
 
-def other_terms(classes, bits, seed):
-    """({name: function of (codes (B, K), labels (B,))}, the parameters that some of them learn)."""
-    classifier, proxies = nn.Linear(bits, classes), nn.Parameter(torch.randn(classes, bits) / 8)
-    centres = hadamard_centres(classes, bits, torch.Generator().manual_seed(seed))
-    terms = {
-        "quantisation": lambda c, y: bits / 4 * (1 - c.abs()).square().mean(),
-        "balance": lambda c, y: bits / 4 * c.mean(0).square().mean(),
-        "decorrelation": lambda c, y: bits / 4 * decorrelation(c),
-        "classification": lambda c, y: functional.cross_entropy(classifier(c), y),
-        "central": lambda c, y: functional.binary_cross_entropy((c + 1) / 2, (centres[y] + 1) / 2),
-        "fixed": lambda c, y: functional.cross_entropy(8 / bits * c @ centres.T, y),
-        "proxy": lambda c, y: functional.cross_entropy(
-            8 * functional.normalize(c) @ functional.normalize(proxies).T, y
-        ),
-        "average_precision": tie_aware_ap,
-    }
-    return terms, [*classifier.parameters(), proxies]
+class FunctionTerm(nn.Module):
+    """A term without weights of its own: function of (codes, labels)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, codes, labels):
+        return self.function(codes, labels)
+
+
+class Classifier(nn.Module):
+    """Cross-entropy of a linear classifier on the codes."""
+
+    def __init__(self, classes, bits, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(bits, classes)
+
+    def forward(self, codes, labels):
+        return functional.cross_entropy(self.layer(codes), labels)
+
+
+class Proxies(nn.Module):
+    """Cross-entropy of cosines to learnt class vectors, times 8."""
+
+    def __init__(self, classes, bits, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.proxies = nn.Parameter(torch.randn(classes, bits, generator=generator) / 8)
+
+    def forward(self, codes, labels):
+        cosines = functional.normalize(codes) @ functional.normalize(self.proxies).T
+        return functional.cross_entropy(8 * cosines, labels)
+
+
+class Centres(nn.Module):
+    """Distance to the Hadamard centres of the classes.
+
+    kind: "central" is the binary cross-entropy with their bits (central similarity), "fixed" the
+    cross-entropy of a classifier whose weights they are.
+    """
+
+    def __init__(self, kind, classes, bits, seed):
+        super().__init__()
+        self.kind = kind
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("centres", hadamard_centres(classes, bits, generator))
+
+    def forward(self, codes, labels):
+        if self.kind == "fixed":
+            scores = 8 / codes.shape[1] * codes @ self.centres.T
+            return functional.cross_entropy(scores, labels)
+        targets = (self.centres[labels] + 1) / 2
+        return functional.binary_cross_entropy((codes + 1) / 2, targets)
+
+
+def _without_weights(function):
+    return lambda classes, bits, seed: FunctionTerm(function)
+
+
+# Name -> function of (number of classes, bits, seed) that makes a term of (codes, labels).
+TERMS = {
+    "quantisation": _without_weights(lambda c, _: c.shape[1] / 4 * (1 - c.abs()).square().mean()),
+    "balance": _without_weights(lambda c, _: c.shape[1] / 4 * c.mean(0).square().mean()),
+    "decorrelation": _without_weights(lambda c, _: c.shape[1] / 4 * decorrelation(c)),
+    "classifier": Classifier,
+    "central": partial(Centres, "central"),
+    "fixed": partial(Centres, "fixed"),
+    "proxy": Proxies,
+    "average_precision": _without_weights(tie_aware_ap),
+    "semi_hard": _without_weights(lambda c, y: semi_hard(c, y, c.shape[1] / 8, "hamming")),
+}
 
 
 # ==== codes made without labels: (training features, bits, seed) -> function of features ====
 
 
 def itq(features, bits, seed):
-    """Iterative quantisation, by Faiss: PCA and the rotation with the least quantisation error.
-
-    Y. Gong, S. Lazebnik, "Iterative Quantization", CVPR 2011.
-    """
-    transform = faiss.ITQTransform(features.shape[1], bits, True)
-    transform.itq.seed = seed
-    transform.train(features.numpy())
-    return lambda x: torch.from_numpy(transform.apply_py(x.contiguous().numpy()))
+    """The hash layer of `models.itq`."""
+    layer = nn.Linear(features.shape[1], bits)
+    fit_hash_layer(layer, features.contiguous(), seed)
+    return lambda x: layer(x).detach()
 
 
 def hyperplanes(features, bits, seed):
@@ -105,7 +159,16 @@ def hyperplanes(features, bits, seed):
     return lambda x: (x - features.mean(0)) @ planes
 
 
-BASELINES = {"ITQ of the features": itq, "random hyperplanes of the features": hyperplanes}
+def keep(features, bits, seed):
+    """The features of length 1, as they are: `map_real` is the mAP of their cosine."""
+    return functional.normalize
+
+
+BASELINES = {
+    "ITQ of the features": itq,
+    "random hyperplanes of the features": hyperplanes,
+    "cosine of the features": keep,
+}
 
 
 # ==== evaluation ====

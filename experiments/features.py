@@ -1,48 +1,35 @@
-"""The experiments on features: train the hash layer with our sampler and loss, then evaluate."""
+"""The experiments on features: train.py's steps on the hash layer alone, with other losses too."""
 
-import itertools
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
 from torch import nn
 
-from datasets.samplers import PKBatchSampler
-from experiments.comparisons import BASELINES, other_terms, score, semi_hard
-from losses import MINING
-from models import HashingNetwork
+import train
+from configs.flags import parse_train_flags
+from datasets.features import FeatureDataset
+from datasets.loaders import build_loaders
+from experiments.comparisons import BASELINES, TERMS, score
 
 DEFAULT = {
-    # codes and loss; a margin is a fraction of the largest distance
+    # flags of train.py that differ from configs/features.yaml; margin is a fraction of the largest
+    # distance, classes_per_batch at most the number of classes
     "bits": 64,
-    "mining": "batch-all",
     "distance": "hamming",
     "margin": 1 / 8,
-    "average": "active",
-    # batches: P classes with K clips each, or, if random_batch is set, as many clips at random
-    "classes": 14,
-    "clips": 8,
-    "random_batch": None,
-    # training; dropout is before the hash layer, slope is that of tanh in the last step
-    "steps": 300,
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "weight_decay": 0.05,
-    "dropout": 0.5,
-    "slope": 1.0,
-    "unseen": 0,  # classes that only queries and database have
-    # weights of the loss terms; see `comparisons.other_terms`
+    # classes that only queries and database have
+    "unseen": 0,
+    # length of the prefix of the codes that is measured; None is the whole code
+    "prefix": None,
+    # weights of the triplets (with the classification and nested codes of train.py), and of losses
+    # that train.py does not have
     "triplet": 1.0,
-    "quantisation": 0.0,
-    "balance": 0.0,
-    "decorrelation": 0.0,
-    "classification": 0.0,
-    "central": 0.0,
-    "fixed": 0.0,
-    "proxy": 0.0,
-    "average_precision": 0.0,
+    **dict.fromkeys(TERMS, 0.0),
 }
+SPLITS = ("choice", "final", "test")
+CHOICE_GROUPS = 3  # the groups 1, 2, 3 of the test videos choose settings; the others report
 LARGEST_DISTANCE = {
     "hamming": lambda bits: bits,
     "squared": lambda bits: 4 * bits,
@@ -52,9 +39,18 @@ REFERENCE = {  # the margin is 20 at 64 bits
     "distance": "squared",
     "margin": 20 / 256,
     "average": "valid",
-    "random_batch": 120,
+    "batches": "random",
+    "classification": 0.0,
 }
-REFERENCE_SGD = {**REFERENCE, "optimizer": "sgd", "lr": 1e-3, "weight_decay": 5e-4}
+REFERENCE_SGD = {
+    **REFERENCE,
+    "optimizer": "sgd",
+    "lr": 1e-3,
+    "weight_decay": 5e-4,
+    "schedule": "step",
+    "warmup_epochs": 0,
+    "clip_gradient": 0,
+}
 
 
 def sweep(name, key, values):
@@ -72,52 +68,63 @@ def alone(term):
     return {term: 1.0, "triplet": 0.0}
 
 
+PREFIXES = sweep("first {} bits", "prefix", (16, 32))
 # Name -> changes of DEFAULT; --names may combine several as "A + B".
 SETTINGS = {
     "default": {},
+    "triplets alone": {"classification": 0.0},
     "reference method": REFERENCE,
     "reference method, its SGD": REFERENCE_SGD,
-    **margins("margin K/{}", (32, 16, 6, 4, 3, 2)),
-    **margins("squared, margin 4K/{}", (16, 8, 4), distance="squared"),
-    **margins("plain, margin 2√K/{}", (8, 4, 2), distance="euclidean"),
-    "mean over valid triplets": {"average": "valid"},
-    "batch-hard": {"mining": "batch-hard"},
-    "batch-hard, margin K/4": {"mining": "batch-hard", "margin": 0.25},
-    "semi-hard": {"mining": "semi-hard"},
-    "P 4, K 28": {"classes": 4, "clips": 28},
-    "P 7, K 16": {"classes": 7, "clips": 16},
-    "P 14, K 4": {"classes": 14, "clips": 4},
-    "P 14, K 16": {"classes": 14, "clips": 16},
+    "classification alone": alone("classifier"),
+    "central similarity alone": alone("central"),
+    "fixed centres alone": alone("fixed"),
+    "proxies alone": alone("proxy"),
+    "average precision alone": alone("average_precision"),
+    **sweep("classification {}", "classification", (1.0, 20.0)),
+    **sweep("central similarity {}", "central", (10.0,)),
+    **sweep("average precision {}", "average_precision", (10.0,)),
     **sweep("quantisation {}", "quantisation", (0.1, 1.0)),
     **sweep("bit balance {}", "balance", (0.1, 1.0)),
     **sweep("decorrelation {}", "decorrelation", (1.0, 10.0)),
-    "tanh slope to 5": {"slope": 5.0},
-    "tanh slope to 10": {"slope": 10.0},
-    **sweep("classification {}", "classification", (1.0, 3.0, 10.0)),
-    "classification alone": alone("classification"),
-    "central similarity alone": alone("central"),
-    **sweep("central similarity {}", "central", (10.0, 30.0)),
-    "fixed centres alone": alone("fixed"),
-    "fixed centres 10.0": {"fixed": 10.0},
-    "proxies alone": alone("proxy"),
-    "proxies 10.0": {"proxy": 10.0},
-    "average precision alone": alone("average_precision"),
-    "average precision 10.0": {"average_precision": 10.0},
-    **sweep("dropout {}", "dropout", (0.0, 0.25, 0.75, 0.9)),
-    **sweep("learning rate {}", "lr", (1e-4, 3e-4, 3e-3)),
+    **margins("margin K/{}", (16, 6, 4)),
+    "mean over valid triplets": {"average": "valid"},
+    "batch-hard": {"mining": "batch-hard"},
+    "semi-hard": {**alone("semi_hard"), "classification": 0.0},
+    "P 32, K 4": {"classes_per_batch": 32, "clips_per_class": 4},
+    "P 64, K 2": {"classes_per_batch": 64, "clips_per_class": 2},
+    "P 101, K 4": {"classes_per_batch": 101, "clips_per_class": 4},
+    **sweep("dropout {}", "dropout", (0.1, 0.5)),
+    **sweep("learning rate {}", "lr", (1e-3, 1e-2)),
     **sweep("weight decay {}", "weight_decay", (0.0, 0.5)),
-    **sweep("{} steps", "steps", (100, 1000)),
-    **sweep("{} bits", "bits", (12, 16, 32, 48, 128)),
-    "3 classes unseen": {"unseen": 3},
+    **sweep("{} epochs", "epochs", (10, 30, 60, 100)),
+    **sweep("{} bits", "bits", (16, 32, 48, 128)),
+    "nested 16, 32": {"nested_bits": [16, 32]},
+    **PREFIXES,
+    "25 classes unseen": {"unseen": 25},
 }
 
 
 def settings_of(name):
-    """DEFAULT with the changes of a name such as "16 bits + dropout 0.9", or of a baseline."""
+    """DEFAULT with the changes of a name such as "16 bits + dropout 0.1", or of a baseline."""
     settings = dict(DEFAULT)
-    for change in [] if name in BASELINES else name.split(" + "):
-        settings |= SETTINGS[change]
+    for change in name.split(" + "):
+        settings |= {} if change in BASELINES else SETTINGS[change]
     return settings
+
+
+def train_flags(settings, features, num_classes, seed):
+    """The flags of train.py for some settings: argparse.Namespace."""
+    settings = {
+        key: value for key, value in settings.items() if key not in ("unseen", "prefix", "triplet")
+    }
+    settings = {key: value for key, value in settings.items() if key not in TERMS}
+    largest = LARGEST_DISTANCE[settings["distance"]](settings["bits"])
+    flags = ["--config", "configs/features.yaml", "--features", features, "--output", "none"]
+    for key, value in {**settings, "margin": settings["margin"] * largest, "seed": seed}.items():
+        flags += [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    args = parse_train_flags(None, [str(flag) for flag in flags])
+    args.classes_per_batch = min(args.classes_per_batch, num_classes)
+    return args
 
 
 # ==== data ====
@@ -125,85 +132,73 @@ def settings_of(name):
 
 @cache
 def read_features(path):
-    """(features, labels, is_train, groups) of the file's videos; the features have deviation 1."""
+    """(features, labels, is_train, groups) of the file's videos."""
     with np.load(path) as file:
         features = torch.from_numpy(file["features"].astype(np.float32))
         labels, is_train = torch.from_numpy(file["labels"]).long(), file["is_train"].astype(bool)
         groups = np.array([int(re.search(r"_g(\d+)_", name)[1]) for name in file["names"]])
-    return features / features.std(), labels, is_train, groups
+    return features, labels, is_train, groups
 
 
-def divide(data, final, unseen, seed):
-    """Bool masks (training, queries, database); each seed has another fifth of groups as queries.
+def divide(data, split, unseen, seed):
+    """Bool masks (training, queries, database).
 
-    final: the test videos are the queries. unseen: this many classes are not trained on, and only
-    they are queries and database.
+    split: "choice" has as queries the test videos of the first three groups of each class, "final"
+    those of the others, "test" all. Training videos are the database. unseen: this many classes,
+    others for each seed, are not trained on; only they are queries and database.
     """
     _, labels, is_train, groups = data
-    queries = ~is_train if final else is_train & (groups % 5 == seed % 5)
-    training = is_train & ~queries
-    is_unseen = labels.numpy() >= labels.max().item() + 1 - unseen
-    if unseen:
-        return training & ~is_unseen, queries & is_unseen, training & is_unseen
-    return training, queries, training
-
-
-def batches(labels, settings, seed):
-    """Endless index tensors: P x K batches of our sampler, or random batches."""
-    if settings["random_batch"]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(len(labels), generator=generator)
-            yield from order.split(settings["random_batch"])
-    classes = min(settings["classes"], len(labels.unique()))
-    sampler = PKBatchSampler(labels.numpy(), classes, settings["clips"], seed)
-    for epoch in itertools.count():
-        sampler.set_position(epoch)
-        for batch in sampler:
-            yield torch.tensor([index for index, _ in batch])
+    is_chosen = {"choice": groups <= CHOICE_GROUPS, "final": groups > CHOICE_GROUPS, "test": True}
+    queries = ~is_train & is_chosen[split]
+    if not unseen:
+        return is_train, queries, is_train
+    classes = np.random.default_rng([seed, unseen]).permutation(labels.max().item() + 1)
+    is_unseen = np.isin(labels.numpy(), classes[:unseen])
+    return is_train & ~is_unseen, queries & is_unseen, is_train & is_unseen
 
 
 # ==== training ====
 
 
-def triplet_term(codes, labels, settings):
-    margin = settings["margin"] * LARGEST_DISTANCE[settings["distance"]](settings["bits"])
-    if settings["mining"] == "semi-hard":
-        return semi_hard(codes, labels, margin, settings["distance"])
-    loss_function = MINING[settings["mining"]]
-    return loss_function(codes, labels, margin, settings["distance"], settings["average"])[0]
+class ComparedLoss(nn.Module):
+    """The loss of train.py, weighted, and losses that it does not have.
+
+    Returns what HashLoss returns.
+    """
+
+    def __init__(self, hash_loss, settings, num_classes, seed):
+        super().__init__()
+        self.hash_loss, self.weight = hash_loss, settings["triplet"]
+        terms = {name: settings[name] for name in TERMS if settings[name]}
+        self.weights = terms.values()
+        self.terms = nn.ModuleList(
+            TERMS[name](num_classes, settings["bits"], seed) for name in terms
+        )
+
+    def forward(self, codes, labels):
+        loss, stats = self.hash_loss(codes, labels)
+        loss = self.weight * loss
+        for weight, term in zip(self.weights, self.terms, strict=True):
+            loss = loss + weight * term(codes, labels)
+        return loss, stats
 
 
-def build_optimizer(parameters, settings):
-    lr, weight_decay = settings["lr"], settings["weight_decay"]
-    if settings["optimizer"] == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay)
-    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
-
-
-def train_head(features, labels, settings, seed):
-    """Train a hash layer on features (N, D); returns a HashingNetwork without a backbone."""
-    torch.manual_seed(seed)
-    backbone = nn.Identity()
-    backbone.feature_dim = features.shape[1]
-    model = HashingNetwork(backbone, settings["bits"], settings["dropout"])
-    terms, learnt = other_terms(int(labels.max()) + 1, settings["bits"], seed)
-    optimizer = build_optimizer([*model.parameters(), *learnt], settings)
-    steps = settings["steps"]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step, rows in zip(range(steps), batches(labels, settings, seed), strict=False):
-        slope = 1 + (settings["slope"] - 1) * step / steps
-        codes = torch.tanh(slope * model.hash(model.dropout(features[rows])))  # (B, K)
-        loss = codes.new_zeros(())
-        if settings["triplet"]:
-            loss = loss + settings["triplet"] * triplet_term(codes, labels[rows], settings)
-        for name, term in terms.items():
-            if settings[name]:
-                loss = loss + settings[name] * term(codes, labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+def train_head(path, features, labels, settings, seed):
+    """Train a hash layer on features (N, D) with the steps of train.py; returns the network."""
+    classes, labels = labels.unique(return_inverse=True)
+    device = torch.device("cpu")
+    args = train_flags(settings, path, len(classes), seed)
+    data = FeatureDataset([str(row) for row in range(len(labels))], labels.tolist(), features)
+    loader, *_ = build_loaders(data, data, args)
+    model, *_ = train.prepare_model(data, args, device)
+    hash_loss = train.build_criterion(len(classes), device, args)
+    criterion = ComparedLoss(hash_loss, settings, len(classes), seed)
+    state = train.build_train_state(model, criterion, len(loader), device, args)
+    for epoch in range(args.epochs):
+        loader.batch_sampler.set_position(epoch)
+        for batch, batch_labels in loader:
+            train.train_step(state, model, batch, batch_labels, args)
+            state.scheduler.step()
     return model.eval()
 
 
@@ -211,21 +206,31 @@ def train_head(features, labels, settings, seed):
 
 
 def splits(args):
-    """The one split that is measured."""
-    return ["test" if args.final else "val"]
+    """The sets of queries that are measured."""
+    return args.splits
+
+
+@lru_cache(maxsize=1)
+def encode_all(path, name, seed):
+    """Approximate codes (N, K) of all videos, by a setting or one of BASELINES, with one seed."""
+    features, labels, *_ = data = read_features(path)
+    settings, baselines = settings_of(name), [b for b in BASELINES if b in name.split(" + ")]
+    training, *_ = divide(data, "test", settings["unseen"], seed)
+    features_of_training, labels = features[training], labels[training]
+    if baselines:
+        encode = BASELINES[baselines[0]](features_of_training, settings["bits"], seed)
+    else:
+        encode = train_head(path, features_of_training, labels, settings, seed)
+    with torch.no_grad():
+        return encode(features)
 
 
 def run(name, split, seed, args):
     """{"map", "map_real"} of a setting, or of one of BASELINES, with one seed."""
     data = read_features(args.features)
-    features, labels, *_ = data
+    trained = " + ".join(change for change in name.split(" + ") if change not in PREFIXES)
     settings = settings_of(name)
-    masks = divide(data, split == "test", settings["unseen"], seed)
-    training, queries, database = map(torch.from_numpy, masks)
-    if name in BASELINES:
-        encode = BASELINES[name](features[training], settings["bits"], seed)
-    else:
-        encode = train_head(features[training], labels[training], settings, seed)
-    with torch.no_grad():
-        query_codes, database_codes = encode(features[queries]), encode(features[database])
-    return score(query_codes, labels[queries], database_codes, labels[database])
+    codes = encode_all(args.features, trained, seed)[:, : settings["prefix"]]
+    _, queries, database = divide(data, split, settings["unseen"], seed)
+    labels = data[1]
+    return score(codes[queries], labels[queries], codes[database], labels[database])

@@ -5,10 +5,10 @@ r"""Compare settings of the loss, the batches, the codes, the network and the in
     python -m experiments.recipe clips --output results/clips --frames frames
 
 "features" trains only the hash layer, in seconds per run, on features of real
-UCF101 videos (.npz with features, labels, is_train, names). Each seed validates
-with another fifth of the groups of the training videos; --final trains on all
-of them and measures on the test videos. "clips" runs train.py and test.py on
-the frame folders of UT-Interaction, with every fifth sequence as queries.
+UCF101 videos (.npz with features, labels, is_train, names). Queries are the test
+videos of groups 1 to 3 to choose settings, and with --splits final those of
+groups 4 to 7 to report them. "clips" runs train.py and test.py on the frame
+folders of UT-Interaction, with every fifth sequence as queries.
 
 Each run is a line of results.csv in --output, and runs found there are not
 repeated. summary.csv has the mean of each setting and its difference from the
@@ -122,7 +122,9 @@ def parse_flags():
     for command in (on_features, on_clips):
         command.add("--output", type=Path, required=True, help="folder for results and runs")
     on_features.add("--features", required=True, help=".npz of features, labels, is_train, names")
-    on_features.add("--final", action="store_true", help="train on all, measure on test videos")
+    splits = {"choices": features.SPLITS, "nargs": "+", "default": ["choice"]}
+    help_splits = "queries: test videos of groups 1 to 3 (choice), of the others (final), or all"
+    on_features.add("--splits", **splits, help=help_splits)
     on_clips.add("--frames", required=True, help="frame folders of UT-Interaction")
     config = "configs/folder.yaml"
     on_clips.add("--config", default=config, help="config of train.py")
@@ -149,7 +151,7 @@ def main():
     path = args.output / "results.csv"
     splits = experiment.splits(args)
     done = {(row["setting"], row["split"], row["seed"]) for row in read_results(path)}
-    runs = [(n, split, seed) for seed in range(args.seeds) for split in splits for n in args.names]
+    runs = [(n, split, seed) for seed in range(args.seeds) for n in args.names for split in splits]
     left = [(n, split, seed) for n, split, seed in runs if (n, split, str(seed)) not in done]
     for name, split, seed in tqdm(left, unit="run"):
         started = time.perf_counter()
@@ -157,9 +159,12 @@ def main():
         seconds = round(time.perf_counter() - started, 1)
         row = {"setting": name, "split": split, "seed": seed, "seconds": seconds}
         append_result(path, row | scores)
-    summary = summarise([row for row in read_results(path) if row["split"] in splits])
-    write_summary(args.output / "summary.csv", summary)
-    print_summary(summary)
+    rows = read_results(path)
+    tables = {split: [split] for split in splits} if args.command == "features" else {"": splits}
+    for title, shown in tables.items():
+        summary = summarise([row for row in rows if row["split"] in shown])
+        write_summary(args.output / f"summary{title and '_'}{title}.csv", summary)
+        print_summary(summary)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,12 @@ class Pretrained:
     weights: dict  # our key -> tensor
     file: str
     sha256: str
-    clip_input: str = "rgb"  # or "motion", for checkpoints of train.py
+    preprocessing: dict | None = None  # of a checkpoint of train.py, complete
+
+    @property
+    def clip_input(self):
+        """What the backbone was trained on: "rgb" or "motion"."""
+        return (self.preprocessing or {}).get("input", "rgb")
 
     def source(self):
         """Where the weights came from, as checkpoints record it."""
@@ -184,7 +189,7 @@ def _from_checkpoint(content, file, sha256):
         weights={key: tensor for key, tensor in weights.items() if not key.startswith("hash.")},
         file=file,
         sha256=sha256,
-        clip_input=content["preprocessing"].get("input", "rgb"),
+        preprocessing=content["preprocessing"],
     )
 
 

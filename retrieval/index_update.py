@@ -59,8 +59,13 @@ def check_index_folder(folder):
         return
     if (Path(folder) / EARLY_FILE).is_file():
         check_is_index(folder)  # says what to do
-    if not os.path.isdir(folder) or set(os.listdir(folder)) - {"failures.csv", ".lock"}:
+    if not os.path.isdir(folder) or not all(map(is_of_index, os.listdir(folder))):
         raise IndexFileError(f"{folder}: exists, but is not an index; use another --output")
+
+
+def is_of_index(name):
+    """Whether a run that has no table yet may have left this file in the folder of an index."""
+    return name in ("failures.csv", ".lock", "encoder.pt") or name.startswith(".encoder.pt.")
 
 
 def open_for_update(folder, metadata):

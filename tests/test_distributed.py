@@ -8,7 +8,8 @@ import torch
 from helpers import TORCHRUN, read_log, run_main, same_weights, start_ranks, train_command, weights
 from torch import nn
 
-from losses import batch_all_triplet_loss
+import train
+from configs.flags import parse_train_flags
 from models import build_model
 from retrieval import encode
 from utils import distributed
@@ -45,9 +46,13 @@ def loss_and_gradients():
     network = distributed.data_parallel(model)
     own = slice(distributed.rank(), None, distributed.world_size())
     codes, labels = distributed.gather_batch(network(clips[own].double()), labels[own])
-    loss, stats = batch_all_triplet_loss(codes, labels, 4.0)
+    flags = ["--features", "x", "--output", "x", "--bits", "16", "--margin", "4"]
+    args = parse_train_flags(None, [*flags, "--classification", "2"])
+    criterion = train.build_criterion(4, torch.device("cpu"), args).double()
+    loss, stats = criterion(codes, labels)
     (loss * distributed.world_size()).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    parameters = [*model.named_parameters(), *criterion.named_parameters()]
+    gradients = {name: p.grad.clone() for name, p in parameters}
     return loss.item(), {k: v.item() for k, v in stats.items()}, gradients
 
 

@@ -64,11 +64,11 @@ def test_tie_aware_ap_is_average_precision_where_no_distances_tie():
 
 
 def test_quantisation_and_balance_are_zero_for_binary_balanced_codes():
-    terms, _ = comparisons.other_terms(classes=2, bits=4, seed=0)
     codes = torch.tensor([[1.0, -1, 1, -1], [-1.0, 1, -1, 1]])
     for name, worse in (("quantisation", codes / 2), ("balance", codes[[0, 0]])):
-        assert terms[name](codes, None).item() == 0
-        assert terms[name](worse, None).item() > 0.2
+        term = comparisons.TERMS[name](classes=2, bits=4, seed=0)
+        assert term(codes, None).item() == 0
+        assert term(worse, None).item() > 0.2
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +93,17 @@ def search(encode, classes):
 
 def train(classes, **changes):
     """mAP after training on the database with DEFAULT and changes."""
-    small = {"steps": 120, "bits": 32, "dropout": 0.0, "lr": 2e-2, "classes": 4}
+    small = {"epochs": 30, "clips_per_class": 8, "bits": 32, "lr": 2e-2, "classification": 0.0}
     settings = {**on_features.DEFAULT, **small, **changes}
     features, labels, _, database = classes
-    model = on_features.train_head(features[database], labels[database], settings, seed=0)
-    return search(model, classes)
+    data = features[database], labels[database]
+    return search(on_features.train_head("x.npz", *data, settings, seed=0), classes)
 
 
 RANKING_LOSSES = {
     "batch-all": {},
     "batch-hard": {"mining": "batch-hard"},
-    "semi-hard": {"mining": "semi-hard"},
+    "semi-hard": {"triplet": 0.0, "semi_hard": 1.0},
     "reference method": on_features.REFERENCE,
     "average precision": {"triplet": 0.0, "average_precision": 1.0},
 }
@@ -111,13 +111,14 @@ RANKING_LOSSES = {
 
 @pytest.mark.parametrize("changes", RANKING_LOSSES.values(), ids=RANKING_LOSSES)
 def test_ranking_losses_separate_classes_and_their_negatives_do_not(changes, classes):
-    negative = {key: -weight for key, weight in changes.items() if key == "average_precision"}
+    terms = ("average_precision", "semi_hard")
+    negative = {key: -weight for key, weight in changes.items() if key in terms}
     negative = negative or {"triplet": -1.0}
     assert train(classes, **changes) > 0.95
     assert train(classes, **{**changes, **negative}) < 0.35
 
 
-@pytest.mark.parametrize("term", ["classification", "central", "fixed", "proxy"])
+@pytest.mark.parametrize("term", ["classifier", "central", "fixed", "proxy"])
 def test_losses_of_class_targets_separate_classes(term, classes):
     assert train(classes, **on_features.alone(term)) > 0.8
 
@@ -126,7 +127,7 @@ def test_baselines_keep_the_neighbours_of_the_features(classes):
     """Without noise both reach the mAP of the features themselves; with noise neither does."""
     features, labels, *masks = classes
     signal = (features[:, :6].contiguous(), labels, *masks)
-    for baseline in comparisons.BASELINES.values():
+    for baseline in (comparisons.itq, comparisons.hyperplanes):
         bits = 6 if baseline is comparisons.itq else 64
         assert search(baseline(signal[0], bits, 0), signal) > 0.8
         assert search(baseline(features, 32, 0), classes) < 0.5
@@ -135,12 +136,18 @@ def test_baselines_keep_the_neighbours_of_the_features(classes):
 # ==== settings and data ====
 
 
-def test_settings_change_what_exists():
-    for name, changes in on_features.SETTINGS.items():
-        assert changes.keys() <= on_features.DEFAULT.keys(), name
-        assert name == "default" or on_features.settings_of(name) != on_features.DEFAULT, name
+def test_settings_are_flags_of_train_and_differ_from_the_default():
+    default = vars(on_features.train_flags(on_features.DEFAULT, "x.npz", 101, seed=0))
+    own = ("unseen", "prefix", "triplet", *comparisons.TERMS)
+    for name in on_features.SETTINGS:
+        settings = on_features.settings_of(name)
+        flags = vars(on_features.train_flags(settings, "x.npz", 101, seed=0))
+        changed = [key for key in own if settings[key] != on_features.DEFAULT[key]]
+        assert flags != default or changed or name == "default", name
     both = on_features.settings_of("16 bits + margin K/4")
     assert both == {**on_features.DEFAULT, "bits": 16, "margin": 0.25}
+    flags = on_features.train_flags(both, "x.npz", 14, seed=3)
+    assert (flags.margin, flags.classes_per_batch, flags.seed) == (4.0, 14, 3)
 
 
 @pytest.fixture
@@ -154,17 +161,28 @@ def features(tmp_path):
     return path
 
 
-def test_queries_and_training_have_no_group_in_common(features):
+def test_settings_are_chosen_on_other_queries_than_are_reported(features):
     data = on_features.read_features(features)
-    groups = data[3]
-    for final, seed in ((False, 0), (False, 3), (True, 0)):
-        training, queries, database = on_features.divide(data, final, unseen=0, seed=seed)
-        assert (training == database).all() and queries.sum() and training.sum()
-        assert not set(groups[queries]) & set(groups[training])
-    training, queries, database = on_features.divide(data, True, unseen=2, seed=0)
-    labels = data[1].numpy()
-    assert set(labels[training]) == {0, 1}
-    assert set(labels[queries]) == set(labels[database]) == {2, 3}
+    _, labels, is_train, groups = data
+    queries = {}
+    for split in on_features.SPLITS:
+        training, queries[split], database = on_features.divide(data, split, unseen=0, seed=0)
+        assert (training == database).all() and (training == is_train).all()
+        assert queries[split].any() and not (queries[split] & is_train).any()
+    assert not set(groups[queries["choice"]]) & set(groups[queries["final"]])
+    assert (queries["test"] == (queries["choice"] | queries["final"])).all()
+
+
+def test_unseen_classes_are_in_queries_and_database_only(features):
+    data = on_features.read_features(features)
+    labels, unseen = data[1].numpy(), set()
+    for seed in range(8):
+        training, queries, database = on_features.divide(data, "test", unseen=2, seed=seed)
+        assert set(labels[queries]) == set(labels[database]) and not (queries & database).any()
+        assert len(set(labels[queries])) == 2
+        assert not set(labels[training]) & set(labels[queries])
+        unseen.add(tuple(sorted(set(labels[queries]))))
+    assert len(unseen) > 1
 
 
 # ==== the runner ====
@@ -189,14 +207,14 @@ def run_recipe(tmp_path, monkeypatch):
 
 
 def test_finished_runs_are_not_repeated(features, run_recipe, monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(on_features.DEFAULT, "steps", 5)
+    monkeypatch.setitem(on_features.DEFAULT, "epochs", 3)
     flags = ["features", "--features", str(features), "--names", "default", "16 bits", "--seeds"]
     first = run_recipe(*flags, "2")
     names = [("default", "0"), ("16 bits", "0"), ("default", "1"), ("16 bits", "1")]
     assert [(row["setting"], row["seed"]) for row in first] == names
     again = run_recipe(*flags, "3")
     assert again[:4] == first and len(again) == 6
-    summary = read_csv(tmp_path / "out" / "summary.csv")
+    summary = read_csv(tmp_path / "out" / "summary_choice.csv")
     assert {row["setting"]: row["runs"] for row in summary} == {"default": "3", "16 bits": "3"}
     assert summary[0]["map"] in capsys.readouterr().out
 

@@ -1,10 +1,13 @@
 """search.py as a user runs it: indexing, kills, changes, queries."""
 
+import ctypes
 import json
 import os
 import random
 import shutil
+import subprocess
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -151,6 +154,25 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     lines = [line for line in text.splitlines() if " tie at " not in line]
     assert "\\nend" in text and len(lines) == 5 * 12 + 5, "one line a result"
     assert page.read_text().count("<img") == 5 + 50
+
+
+def mount_read_only(folder):
+    """Only the process that calls this sees `folder` so; it must be of root."""
+    ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS
+    for command in ("--make-rprivate /", f"--bind {folder} {folder}"):
+        subprocess.run(["mount", *command.split()], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", folder, folder], check=True)
+
+
+def test_an_index_that_cannot_be_written_is_searched(checkpoint, videos, tmp_path, run_script):
+    index, video = tmp_path / "index", next((videos / CLASSES[2]).iterdir())
+    run_script(*index_command(checkpoint, videos, index), status=1)
+    mount = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a folder here")
+    command = query_command(index, video)
+    found = run_script(*command, patch=partial(mount_read_only, index)).stdout
+    assert found == run_script(*command).stdout and json.loads(found)[0]["results"]
 
 
 def test_a_run_folder_means_its_best_checkpoint(checkpoint, videos, tmp_path, run_script):

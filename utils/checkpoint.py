@@ -62,7 +62,7 @@ def _checkpoint_in(folder):
 
 
 def save_checkpoint(path, content, previous=None):
-    """Write `content` (dict as of `check_content`) with its hash aside and rename it to `path`.
+    """Write `content` (dict as of `check_content`) and its hash to `path`, atomically.
 
     previous: where the earlier file of that path is kept.
     """

@@ -73,7 +73,7 @@ PREPROCESSING = schema.record(
 _path = schema.nullable(schema.text)
 SETTINGS = schema.record(
     {"frames": _path, "splits": _path, "seed": schema.whole(0, 2**63 - 1)},
-    {"features": _path},
+    {"features": _path, "nested_bits": schema.list_of(schema.whole(1, 2**31))},
     others=schema.plain,
 )
 DATA = schema.record(
@@ -108,6 +108,7 @@ TRAINING = schema.record(
         "totals": schema.list_of(_number),
         "best_map": _number,
     },
+    {"criterion": schema.dict_of(tensor)},  # not in early checkpoints
     others=_unknown,
 )
 CHECKPOINT = schema.record(
@@ -116,7 +117,7 @@ CHECKPOINT = schema.record(
         "network": NETWORK,
         "model": schema.dict_of(tensor),
         "preprocessing": schema.nullable(PREPROCESSING),
-        "classes": schema.list_of(schema.text, least=1),
+        "classes": schema.list_of(schema.text),  # none without labels
     },
     {
         "settings": SETTINGS,

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class TrainState:
     batch: int = 0  # number of batches done in this epoch
     totals: tuple = ()  # sums over those batches, for the log
     best_map: float = -1.0
+    criterion: torch.nn.Module = field(default_factory=torch.nn.Identity)  # may learn weights too
 
     def state_dict(self):
         """All fields as tensors and plain values, as last.pt holds them."""
@@ -47,6 +48,7 @@ class TrainState:
         """Restore what `state_dict` returned. Raises SchemaError if it is of another network."""
         TRAINING(state, "training")
         check_weights(state["model"], self.model.state_dict(), "model")
+        check_weights(state.get("criterion", {}), self.criterion.state_dict(), "criterion")
         check_optimizer(state["optimizer"], self.optimizer)
         check_like(state["scheduler"], self.scheduler.state_dict(), "scheduler")
         check_like(state["scaler"], self.scaler.state_dict(), "scaler")
