@@ -15,7 +15,7 @@ MINING = ("batch-all", "batch-hard")
 DISTANCES = ("hamming", "squared", "euclidean")
 NORMALISATIONS = (
     *("kinetics400", "hara2018", "hara2017"),
-    *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2"),
+    *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2", "reference"),
 )
 INPUTS = ("rgb", "motion")
 CACHE_LOCATIONS = ("none", "disk", "ram", "device")

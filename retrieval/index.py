@@ -112,15 +112,25 @@ def quote(text):
 # ==== reading ====
 
 
+def first_bits(packed, bits):
+    """The first `bits` bits of packed codes (R, B) uint8, followed by zeros up to a whole byte."""
+    packed = packed[:, : (bits + 7) // 8]
+    if bits % 8 == 0:
+        return np.ascontiguousarray(packed)
+    mask = np.packbits(np.arange(8 * packed.shape[1]) < bits)
+    return packed & mask
+
+
 class Index:
     """An index opened for searching, after its files are verified.
 
     location: a folder, or the address of one on an object store. videos: the folder of the videos,
-    if it was moved. metadata: dict of `METADATA`. Raises IndexFileError where there is no index,
-    and if it is damaged.
+    if it was moved. bits: length of the prefix of the codes that is searched; None for all.
+    metadata: dict of `METADATA`. Raises IndexFileError where there is no index, and if it is
+    damaged or has fewer bits.
     """
 
-    def __init__(self, location, videos=None):
+    def __init__(self, location, videos=None, bits=None):
         self.location = str(location)
         self.seal = None if is_remote(location) else read_seal(location)
         while True:  # an update may replace the files meanwhile
@@ -133,6 +143,11 @@ class Index:
                     raise
         self.metadata = read_metadata(self.table, location)
         self.videos = str(videos or self.metadata["videos"])
+        self.bits = bits or self.metadata["bits"]
+        if self.bits > self.metadata["bits"]:
+            raise IndexFileError(
+                f"--bits {bits}: the codes of {self.location} have {self.metadata['bits']} bits"
+            )
         self.fragments = self.table.get_fragments()
         self._count = self.table.count_rows()
 
@@ -160,7 +175,7 @@ class Index:
                     size = code.type.byte_width
                     packed = np.frombuffer(code.buffers()[1], np.uint8)
                     packed = packed[code.offset * size :][: len(part) * size]
-                    yield rows.to_numpy(), packed.reshape(-1, size)
+                    yield rows.to_numpy(), first_bits(packed.reshape(-1, size), self.bits)
 
     def take(self, row_ids, columns):
         """Columns of the rows with these ids, in their order: Arrow table with encoded paths."""
