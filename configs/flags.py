@@ -295,6 +295,14 @@ def add_clip_flags(parser):
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
     add(
+        "--views",
+        type=at_least_1,
+        default=1,
+        metavar="V",
+        help="clips of each video at test time, interleaved in time; the code is that of their "
+        "mean. V x --clip-frames must not be more than --num-frames of extract_frames.py",
+    )
+    add(
         "--input",
         choices=INPUTS,
         default="rgb",
