@@ -31,6 +31,7 @@ def build_parser():
     parser = Parser(__doc__)
     add_index_flags(parser.command("index", "Encode the videos below a folder."))
     add_query_flags(parser.command("query", "Find the moments nearest to a query video."))
+    add_export_flags(parser.command("export", "Write an index as a Parquet file."))
     add_serve_flags(parser.command("serve", "Serve a page to search with, in a browser."))
     return parser
 
@@ -84,7 +85,7 @@ def add_query_flags(parser):
     bits = "compare only the first N bits; for codes of train.py --nested-bits (default: all)"
     add("--bits", type=count, metavar="N", help=bits)
     add("--per-video", action="store_true", help="only the nearest moment of each video")
-    add("--class", dest="class_name", metavar="NAME", help="only moments of this class")
+    add("--class", metavar="NAME", help="only moments of this class")
     path = "only videos whose path below their folder matches, such as 'holiday/*'"
     add("--path", metavar="GLOB", help=path)
     add("--exclude-query", action="store_true", help="omit the query itself from the results")
@@ -96,6 +97,12 @@ def add_query_flags(parser):
     add("--json", action="store_true", help="print JSON")
     add("--html", type=Path, metavar="FILE", help="also write a page with animated previews")
     add_encoder_flags(parser)
+
+
+def add_export_flags(parser):
+    parser.add("--index", required=True, metavar="DIR", help="what `search.py index` wrote")
+    parquet = "the columns of the index, for other programs"
+    parser.add("--parquet", required=True, type=Path, metavar="FILE", help=parquet)
 
 
 def add_serve_flags(parser):
@@ -156,7 +163,7 @@ from reports.moments import format_search, format_times
 from reports.page import PREVIEW_HEIGHT, link_file, preview, write_page
 from retrieval.answers import Options, answer_query
 from retrieval.encode import build_encoder, encode_windows
-from retrieval.index import Index, IndexFileError
+from retrieval.index import Index, IndexFileError, write_parquet
 from retrieval.index_update import (
     Appender,
     check_index_folder,
@@ -412,14 +419,14 @@ def query_videos(device, args):
     if args.start >= end:
         raise UserError(f"--start {args.start:g} is not before --end {end:g}")
     if args.html:
-        check_page(args.html)
+        check_file(args.html, "--html", "found.html")
     indexes = [Index(location, args.videos, args.bits) for location in args.index]
     encoder = load_index_encoder(indexes, device, args)
     options = Options(
         top=args.top,
         per_video=args.per_video,
         exclude_query=args.exclude_query,
-        class_name=args.class_name,
+        class_name=getattr(args, "class"),
         path=args.path,
         rerank=args.rerank,
         mix_ties=not args.json,
@@ -485,11 +492,11 @@ def shorten(path):
 # ==== page ====
 
 
-def check_page(path):
-    """Raise UserError if --html cannot be written."""
+def check_file(path, flag, example):
+    """Raise UserError if the file `path` of a flag cannot be written."""
     if path.is_dir():
-        raise UserError(f"--html {path}: is a folder; name a file, such as {path / 'found.html'}")
-    check_writable(path.parent, "--html")
+        raise UserError(f"{flag} {path}: is a folder; name a file, such as {path / example}")
+    check_writable(path.parent, flag)
 
 
 def write_search_page(page, searches, indexes, args):
@@ -528,6 +535,18 @@ def read_preview(moment):
         return None, str(error)
 
 
+# ==== export ====
+
+
+def export_index(args):
+    """Write an index as a Parquet file. Returns the exit status."""
+    check_file(args.parquet, "--parquet", "moments.parquet")
+    index = Index(args.index)
+    write_parquet(index, args.parquet)
+    print(f"{len(index)} moments in {printable(args.parquet)}")
+    return 0
+
+
 # ==== serve ====
 
 
@@ -561,6 +580,8 @@ def encode_query(metadata, encoder, args, path, start, end):
 
 
 def main(args):
+    if args.command == "export":
+        return export_index(args)
     device = distributed.start(args.device)
     set_threads(args.threads)
     if args.command == "query":
