@@ -211,6 +211,10 @@ def test_a_time_range_of_a_query_and_reranking(checkpoint, videos, tmp_path, run
     assert {r["path"]: r["distance"] for r in ranked} == {r["path"]: r["distance"] for r in whole}
     few = json.loads(run_script(*command, "--top", 14, "--rerank", 3).stdout)[0]["results"]
     assert few[3:] == whole[3:] and {r["path"] for r in few} == {r["path"] for r in whole}
+    short = json.loads(run_script(*command, "--top", 14, "--bits", 5).stdout)[0]["results"]
+    nearer = {r["path"]: r["distance"] for r in short}
+    assert all(nearer[r["path"]] <= min(5, r["distance"]) for r in whole) and len(short) == 14
+    assert any(nearer[r["path"]] < r["distance"] for r in whole)
     late = run_script(*command, "--start", 60, status=1)
     assert "has no frame from 60 to inf s; its last is at" in late.stderr
     assert "is not before" in run_script(*command, "--start", 2, "--end", 1, status=1).stderr
