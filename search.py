@@ -4,6 +4,7 @@
         --videos data/demo/videos --output data/demo/index
     python search.py query --index data/demo/index \\
         --video clip.mp4 --top 8 --html found.html
+    python search.py serve --index data/demo/index
 
 `index` encodes all videos below a folder; of a long video each window of some
 seconds. The same command updates the index: it encodes only new and changed
@@ -30,6 +31,8 @@ def build_parser():
     parser = Parser(__doc__)
     add_index_flags(parser.command("index", "Encode the videos below a folder."))
     add_query_flags(parser.command("query", "Find the moments nearest to a query video."))
+    add_export_flags(parser.command("export", "Write an index as a Parquet file."))
+    add_serve_flags(parser.command("serve", "Serve a page to search with, in a browser."))
     return parser
 
 
@@ -79,8 +82,10 @@ def add_query_flags(parser):
     add("--video", required=True, nargs="+", metavar="FILE", help="query videos")
     add("--videos", metavar="DIR", help="the folder of the indexed videos, if it was moved")
     add("--top", type=count, default=10, help="results per query")
+    bits = "compare only the first N bits; for codes of train.py --nested-bits (default: all)"
+    add("--bits", type=count, metavar="N", help=bits)
     add("--per-video", action="store_true", help="only the nearest moment of each video")
-    add("--class", dest="class_name", metavar="NAME", help="only moments of this class")
+    add("--class", metavar="NAME", help="only moments of this class")
     path = "only videos whose path below their folder matches, such as 'holiday/*'"
     add("--path", metavar="GLOB", help=path)
     add("--exclude-query", action="store_true", help="omit the query itself from the results")
@@ -91,6 +96,24 @@ def add_query_flags(parser):
     add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
     add("--json", action="store_true", help="print JSON")
     add("--html", type=Path, metavar="FILE", help="also write a page with animated previews")
+    add_encoder_flags(parser)
+
+
+def add_export_flags(parser):
+    parser.add("--index", required=True, metavar="DIR", help="what `search.py index` wrote")
+    parquet = "the columns of the index, for other programs"
+    parser.add("--parquet", required=True, type=Path, metavar="FILE", help=parquet)
+
+
+def add_serve_flags(parser):
+    add = parser.add
+    port = number(int, least=0, most=65535)
+    add("--index", required=True, metavar="DIR", help="--output of `search.py index`")
+    host = "address to listen at; any other lets other machines see the videos"
+    add("--host", default="127.0.0.1", help=host)
+    add("--port", type=port, default=8000, help="0: any free one")
+    add("--videos", metavar="DIR", help="the folder of the videos, if it was moved")
+    add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
     add_encoder_flags(parser)
 
 
@@ -121,6 +144,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -136,10 +160,10 @@ from models import build_saved_model
 from models.itq import MOST_ITEMS, fit_hash_layer
 from models.label_free import build_label_free
 from reports.moments import format_search, format_times
-from reports.page import PREVIEW_HEIGHT, preview, write_page
+from reports.page import PREVIEW_HEIGHT, link_file, preview, write_page
 from retrieval.answers import Options, answer_query
 from retrieval.encode import build_encoder, encode_windows
-from retrieval.index import Index, IndexFileError
+from retrieval.index import Index, IndexFileError, write_parquet
 from retrieval.index_update import (
     Appender,
     check_index_folder,
@@ -395,14 +419,14 @@ def query_videos(device, args):
     if args.start >= end:
         raise UserError(f"--start {args.start:g} is not before --end {end:g}")
     if args.html:
-        check_page(args.html)
-    indexes = [Index(location, args.videos) for location in args.index]
+        check_file(args.html, "--html", "found.html")
+    indexes = [Index(location, args.videos, args.bits) for location in args.index]
     encoder = load_index_encoder(indexes, device, args)
     options = Options(
         top=args.top,
         per_video=args.per_video,
         exclude_query=args.exclude_query,
-        class_name=args.class_name,
+        class_name=getattr(args, "class"),
         path=args.path,
         rerank=args.rerank,
         mix_ties=not args.json,
@@ -413,13 +437,14 @@ def query_videos(device, args):
     searches, num_failed = dict.fromkeys(paths), 0
     for path, parts, reason in encode_videos(paths, encoder, args, window, stride, args.start, end):
         if reason is None:
+            parts = [(*times, code[: indexes[0].bits]) for *times, code in parts]
             searches[path] = answer_query(indexes, path, parts, options)
         else:
             num_failed += 1
             print(printable(f"search.py: {path}: {reason}"), file=sys.stderr)
     searches = [shorten_paths(found) for found in searches.values() if found]
     if args.html and searches:
-        write_search_page(args.html, searches, args)
+        write_search_page(args.html, searches, indexes, args)
     if args.json:
         print(json.dumps(searches, indent=2))
     else:
@@ -450,7 +475,11 @@ def load_index_encoder(indexes, device, args):
 
 def shorten_paths(found):
     """An answer whose paths are relative to the current folder where they are below it."""
-    results = [{**result, "path": shorten(result["path"])} for result in found["results"]]
+    results = [
+        {key: value for key, value in result.items() if key != "row"}  # no other version has it
+        | {"path": shorten(result["path"])}
+        for result in found["results"]
+    ]
     return {**found, "results": results}
 
 
@@ -463,14 +492,14 @@ def shorten(path):
 # ==== page ====
 
 
-def check_page(path):
-    """Raise UserError if --html cannot be written."""
+def check_file(path, flag, example):
+    """Raise UserError if the file `path` of a flag cannot be written."""
     if path.is_dir():
-        raise UserError(f"--html {path}: is a folder; name a file, such as {path / 'found.html'}")
-    check_writable(path.parent, "--html")
+        raise UserError(f"{flag} {path}: is a folder; name a file, such as {path / example}")
+    check_writable(path.parent, flag)
 
 
-def write_search_page(page, searches, args):
+def write_search_page(page, searches, indexes, args):
     """Write the results as a page with animated previews; a video that is gone has none."""
     moments = [(found["path"], found["start"], found["end"]) for found in searches]
     results = [result for found in searches for result in found["results"]]
@@ -481,15 +510,18 @@ def write_search_page(page, searches, args):
     previews = {job: uri for job, uri, _ in previews}
 
     def with_preview(moment):
-        start, end = moment["start"], moment["end"]
-        preview = previews[moment["path"], start, end]
-        return {**moment, "preview": preview, "time": format_times(start, end)}
+        path, start, end = moment["path"], moment["start"], moment["end"]
+        shown = {"preview": previews[path, start, end], "time": format_times(start, end)}
+        return {**moment, **shown, **link_file(path, page.parent)}
 
     shown = [
         {**with_preview(found), "results": [with_preview(result) for result in found["results"]]}
         for found in searches
     ]
-    write_page(page, "Moments of the same action", shown)
+    subtitle = f"The nearest of {sum(map(len, indexes))} moments, by Hamming distance"
+    names = ", ".join(os.path.basename(index.location.rstrip("/")) for index in indexes)
+    footer = f"Made by search.py on {date.today()} from the index {names}"
+    write_page(page, "Moments of the same action", shown, subtitle, footer)
 
 
 def read_preview(moment):
@@ -503,14 +535,59 @@ def read_preview(moment):
         return None, str(error)
 
 
+# ==== export ====
+
+
+def export_index(args):
+    """Write an index as a Parquet file. Returns the exit status."""
+    check_file(args.parquet, "--parquet", "moments.parquet")
+    index = Index(args.index)
+    write_parquet(index, args.parquet)
+    print(f"{len(index)} moments in {printable(args.parquet)}")
+    return 0
+
+
+# ==== serve ====
+
+
+def serve_index(device, args):
+    """Serve the page until Ctrl-C. Returns the exit status 0."""
+    try:
+        from serving.app import run
+    except ModuleNotFoundError as error:
+        if error.name not in ("flask", "werkzeug"):
+            raise
+        raise UserError("serve needs Flask: pip install -r requirements-serve.txt") from None
+    if args.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"warning: everyone who reaches {args.host} can see the videos", file=sys.stderr)
+    open_index = partial(Index, args.index, args.videos)
+    index = open_index()
+    encoder = load_index_encoder([index], device, args)
+    run(open_index, partial(encode_query, index.metadata, encoder, args), args)
+    return 0
+
+
+def encode_query(metadata, encoder, args, path, start, end):
+    """The windows of a query video. Raises UserError with the reason if it cannot be read."""
+    window, stride = (metadata[key] or math.inf for key in ("window", "stride"))
+    [(_, parts, reason)] = encode_videos([path], encoder, args, window, stride, start, end)
+    if reason is not None:
+        raise UserError(reason)
+    return parts
+
+
 # ==== main ====
 
 
 def main(args):
+    if args.command == "export":
+        return export_index(args)
     device = distributed.start(args.device)
     set_threads(args.threads)
     if args.command == "query":
         return query_videos(device, args)
+    if args.command == "serve":
+        return serve_index(device, args)
     check_writable(args.output, "--output")
     check_index_folder(args.output)  # before the lock, which makes the folder
     lock = file_lock(args.output / ".lock")

@@ -48,6 +48,8 @@ def build_parser():
     add("--top-r", type=count, default=100, help="R of mAP@R")
     cutoffs = "N of precision@N and recall@N, besides 1 and 10"
     add("--cutoffs", type=count, nargs="+", default=[100], metavar="N", help=cutoffs)
+    baselines = "compare with nearest neighbours on simple features, without learning"
+    add("--baselines", action=BooleanOptionalAction, default=True, help=baselines)
     all_metrics = "print the table of all metrics; metrics.json always has them"
     add("--all-metrics", action="store_true", help=all_metrics)
 
@@ -89,6 +91,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from datasets.annotations import read_groups
 from datasets.features import FeatureDataset, hash_features, read_features
 from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader
@@ -102,12 +105,14 @@ from datasets.splits import (
 )
 from datasets.transforms import prepare
 from models import build_saved_model
+from reports.comparison import format_comparison
 from reports.environment import describe_environment
 from reports.examples import Example, pick_examples, save_examples, spread, write_embeddings
 from reports.figures import plot_precision_at, plot_precision_recall
 from reports.results import result_folders, short_names, write_metrics
 from reports.results_page import write_results_page
 from reports.table import format_report, format_summary
+from retrieval.baselines import compare, encode_baselines, measure_baselines
 from retrieval.codes import load_codes, save_codes
 from retrieval.encode import build_encoder, encode
 from retrieval.hamming import nearest_labels
@@ -127,13 +132,13 @@ SHOWN_RESULTS = 10  # per query, in the picture and on the page
 
 
 def build_datasets(checkpoint, args):
-    """(queries, database): the datasets of the test list and of the training list."""
+    """(queries, database, classes): the datasets of the test and training lists, class names."""
     if checkpoint["preprocessing"] is None:
         return build_feature_datasets(checkpoint, args)
-    settings, classes = checkpoint["settings"], checkpoint["classes"]
+    settings = checkpoint["settings"]
     frames, splits = args.frames or settings["frames"], Path(args.splits or settings["splits"])
-    if read_classes(splits) != classes:
-        raise SplitError(f"{splits}/classes.txt: has other classes than the model was trained on")
+    classes = read_classes(splits)
+    check_same_classes(checkpoint, classes, splits, is_chosen=bool(args.splits))
     lists = {name: read_split(splits / f"{name}.txt", len(classes)) for name in ("test", "train")}
     for name, (names, labels) in lists.items():
         if moved := find_other_class(names, labels, classes):
@@ -146,12 +151,13 @@ def build_datasets(checkpoint, args):
         raise SplitError(f"{splits}: test.txt and train.txt must both list videos")
     check_disjoint(splits, queries.names, database.names)
     check_frames(checkpoint, queries)
-    check_lists(checkpoint, queries, database, splits, is_chosen=bool(args.splits))
-    return queries, database
+    val = read_val(splits, len(classes))
+    check_lists(checkpoint, queries, database, val, splits, is_chosen=bool(args.splits))
+    return queries, database, classes
 
 
 def build_feature_datasets(checkpoint, args):
-    """(queries, database): the test and training videos of the file that --features named."""
+    """As `build_datasets`: the test and training videos of the file that --features named."""
     settings, feature_dim = checkpoint["settings"], checkpoint["network"]["feature_dim"]
     path, splits = args.features or settings["features"], args.splits or settings.get("splits")
     (queries, val, database), classes = read_features(path, splits, ("test", "val", "train"))
@@ -165,10 +171,10 @@ def build_feature_datasets(checkpoint, args):
             f"{path}: {queries.features.shape[1]} features per video, but the model was trained on "
             f"{feature_dim}; use features of the same encoder"
         )
-    if classes != checkpoint["classes"]:
-        raise SplitError(f"{path}: has other classes than the model was trained on")
-    check_features(checkpoint, queries, database, val, path, bool(args.features or args.splits))
-    return queries, database
+    is_chosen = bool(args.features or args.splits)
+    check_same_classes(checkpoint, classes, path, is_chosen)
+    check_features(checkpoint, queries, database, val, path, is_chosen)
+    return queries, database, classes
 
 
 def check_features(checkpoint, queries, database, val, path, is_chosen):
@@ -206,7 +212,24 @@ def check_frames(checkpoint, queries):
         warn(f"{queries.root}: extracted with {queries.extraction}, not {extraction}")
 
 
-def check_lists(checkpoint, queries, database, splits, is_chosen):
+def check_same_classes(checkpoint, classes, where, is_chosen):
+    """Raise SplitError if the classes are not those of the training; warn if they were chosen.
+
+    Retrieval needs no equal classes. where: the lists or features, for the message.
+    """
+    trained = checkpoint["classes"]
+    if classes == trained:
+        return
+    if not is_chosen:
+        raise SplitError(
+            f"{where}: has other classes than the model was trained on; if that is intended, name "
+            "it by --splits or --features"
+        )
+    new = [name for name in classes if name not in trained]
+    warn(f"{where}: other classes than those of the training; {len(new)} of {len(classes)} are new")
+
+
+def check_lists(checkpoint, queries, database, val, splits, is_chosen):
     """Raise UserError if the lists are not those of the training; warn where that may be intended.
 
     is_chosen: whether --splits names the folder. Lists that the checkpoint names must be unchanged.
@@ -225,9 +248,7 @@ def check_lists(checkpoint, queries, database, splits, is_chosen):
         warn(
             "the checkpoint is of an early version, which did not record the lists of the training"
         )
-    elif (
-        hash_lists((database.names, database.labels), read_val(checkpoint, splits)) != trained_hash
-    ):
+    elif hash_lists((database.names, database.labels), val) != trained_hash:
         problem = f"{splits}: train.txt and val.txt are not the lists that the model was trained on"
         if not is_chosen:
             raise UserError(
@@ -237,10 +258,10 @@ def check_lists(checkpoint, queries, database, splits, is_chosen):
         warn(problem)
 
 
-def read_val(checkpoint, splits):
+def read_val(splits, num_classes):
     """(names, labels) of val.txt; empty where there is none."""
     path = splits / "val.txt"
-    return read_split(path, len(checkpoint["classes"])) if path.is_file() else ([], [])
+    return read_split(path, num_classes) if path.is_file() else ([], [])
 
 
 def warn(message):
@@ -256,15 +277,52 @@ def encode_datasets(model, queries, database, checkpoint, device, args):
     preprocessing = checkpoint["preprocessing"]  # None for features, which need none
     transform = partial(prepare, preprocessing=preprocessing) if preprocessing else None
     encoder = build_encoder(model, transform, device, args.amp)
+    if has_baselines(checkpoint, args):
+        encoder = with_baselines(encoder, device)
     items = {}
     for side, dataset in (("query", queries), ("database", database)):
         indices = range(distributed.rank(), len(dataset), distributed.world_size())
         loader = ClipLoader(dataset, args.workers, batch_size=args.batch_size, sampler=indices)
-        codes = encode(encoder, loader, f"encoding {side}")
-        items[f"{side}_codes"] = distributed.gather_rows(codes, len(dataset))
+        rows = encode(encoder, loader, f"encoding {side}")
+        rows = distributed.gather_rows(rows, len(dataset))
+        width = checkpoint["network"]["bits"]
+        items[f"{side}_codes"], items[f"{side}_baselines"] = rows[:, :width], rows[:, width:]
         items[f"{side}_labels"] = torch.tensor(dataset.labels)
         items[f"{side}_names"] = dataset.names
     return items
+
+
+def has_baselines(checkpoint, args):
+    """Whether to compare with retrieval without learning, which needs two frames."""
+    preprocessing = checkpoint["preprocessing"]
+    return bool(args.baselines and preprocessing and preprocessing["clip_frames"] > 1)
+
+
+def with_baselines(encoder, device):
+    """An encoder that returns the codes and, beside them, the features of the baselines."""
+
+    def encode_both(clips):
+        if device.type == "cuda":  # Apple's GPUs lack an operation of the baselines
+            clips = clips.to(device, non_blocking=True)
+        codes = encoder(clips)
+        return torch.cat([codes, encode_baselines(clips).to(device)], dim=1)
+
+    return encode_both
+
+
+def compare_network(tested, queries, classes, splits):
+    """(a dict as of `compare`, its text) for a network that was tested with its baselines."""
+    items = tested.items
+    sides = [items[f"{side}_{kind}"] for side in SIDES for kind in ("baselines", "labels")]
+    path = splits / "groups.csv"
+    groups = read_groups(path) if path.is_file() else {}
+    numbers = {}
+    recordings = [groups.get(name, f"video {name}") for name in queries.names]
+    recordings = torch.tensor([numbers.setdefault(name, len(numbers)) for name in recordings])
+    network = {"map": tested.average_precision, "precision_at_1": tested.precision_at_1}
+    labels = items["query_labels"]
+    rows = compare(network, measure_baselines(*sides), labels, classes, recordings)
+    return rows, format_comparison(rows, len(numbers) < len(queries))
 
 
 def measure_prefixes(items, checkpoint, how):
@@ -280,15 +338,16 @@ def measure_prefixes(items, checkpoint, how):
 def measure_checkpoint(path, folder, device, args):
     """Encode and measure the lists of a checkpoint, and write the results into `folder`.
 
-    Returns ({"trained": metrics}, whether the network is for videos). The metrics before training,
-    with --untrained, and those of the prefixes of nested codes come first.
+    Returns ({"trained": metrics}, whether the network is for videos, the comparison as text). The
+    metrics before training, with --untrained, and those of the prefixes of nested codes come first.
     """
     checkpoint = load_checkpoint(path, "settings")
-    queries, database = build_datasets(checkpoint, args)
+    queries, database, classes = build_datasets(checkpoint, args)
     torch.manual_seed(checkpoint["settings"]["seed"])
     model = build_saved_model(checkpoint, path)
-    data, classes = (queries, database, checkpoint, device, args), checkpoint["classes"]
+    data = queries, database, checkpoint, device, args
     how, reports = (device, args.top_r, args.cutoffs, classes), {}
+    comparison, text = None, ""
     if args.untrained:
         untrained = encode_datasets(model, *data)
         reports["untrained"] = measure(untrained, *how).metrics
@@ -303,9 +362,12 @@ def measure_checkpoint(path, folder, device, args):
             "data": {"source": str(source), **checkpoint.get("data", {})},
             **describe_environment(device, distributed.world_size()),
         }
-        write_metrics(folder / "metrics.json", tested.metrics, run, reports)
+        if has_baselines(checkpoint, args):
+            splits = Path(args.splits or checkpoint["settings"]["splits"])
+            comparison, text = compare_network(tested, queries, classes, splits)
+        write_metrics(folder / "metrics.json", tested.metrics, run, reports, comparison)
         write_results(folder, tested, queries, database, classes, run, args)
-    return {**reports, "trained": tested.metrics}, isinstance(queries, FrameDataset)
+    return {**reports, "trained": tested.metrics}, isinstance(queries, FrameDataset), text
 
 
 def measure_codes(path, folder, device, args):
@@ -389,7 +451,7 @@ def main(args):
     reports = {}
     for name, path, folder in zip(names, files, folders, strict=True):
         if path in checkpoints:
-            measured, is_for_videos = measure_checkpoint(path, folder, device, args)
+            measured, is_for_videos, text = measure_checkpoint(path, folder, device, args)
             if len(files) > 1:
                 names_of = {key: f"{name} {key}" for key in measured} | {"trained": name}
                 measured = {names_of[key]: metrics for key, metrics in measured.items()}
@@ -401,7 +463,7 @@ def main(args):
     if distributed.is_main():
         write_report(reports, output, args)
         if len(checkpoints) == len(files) == 1 and is_for_videos:
-            print(next_steps(checkpoints[0], args))
+            print(*filter(None, ["", text, ""]), next_steps(checkpoints[0], args), sep="\n")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def build_datasets(args, device):
         names, labels = read_split(splits / f"{split}.txt", len(classes))
         if moved := find_other_class(names, labels, classes):
             print_main(f"warning: {splits}/{split}.txt: {moved!r} has the id of another class")
-        dataset = FrameDataset(names, labels, args.frames, args.clip_frames)
+        dataset = FrameDataset(names, labels, args.frames, args.clip_frames, args.views)
         check_clip_frames(dataset, args)
         if names and args.cache != "none":
             folder = args.cache_folder or Path(args.frames) / ".cache"
@@ -112,15 +112,16 @@ def build_datasets(args, device):
 
 
 def check_clip_frames(dataset, args):
-    """Raise SplitError if a video has fewer frames than a clip."""
+    """Raise SplitError if a video has fewer frames than its clips."""
     if args.cache == "none":
         stored, remedy = dataset.extracted, "extract_frames.py --num-frames"
     else:
         stored, remedy = args.cache_frames, "--cache-frames"
-    if stored and stored < args.clip_frames:
+    if stored and stored < args.clip_frames * args.views:
+        views = f" x --views {args.views}" if args.views > 1 else ""
         raise SplitError(
-            f"--clip-frames {args.clip_frames}: there are only {stored} frames per video; lower it "
-            f"or raise {remedy}"
+            f"--clip-frames {args.clip_frames}{views}: there are only {stored} frames per video; "
+            f"lower it or raise {remedy}"
         )
 
 
@@ -161,7 +162,8 @@ def build_transforms(args, train_set, normalisation):
     if args.features:
         return None, keep_features, keep_features
     preprocessing = {
-        "clip_frames": args.clip_frames,
+        "clip_frames": args.clip_frames * args.views,  # that are read, for all views
+        "views": args.views,
         "frame_size": list(train_set.frame_size[:2]),
         "size": args.size,
         "crop": args.crop,
@@ -271,7 +273,7 @@ def watch_collapse(record, epochs_before, args):
 
     record: of the epoch. epochs_before: for how many epochs before it the collapse had lasted.
     """
-    names = "code_spread", "active_fraction", "loss"
+    names = "code_spread", "active_fraction", "loss_all"
     sign = find_collapse(*(record[f"train/{name}"] for name in names), args.margin)
     if sign is None or record["epoch"] <= args.warmup_epochs:
         return 0

@@ -15,7 +15,7 @@ MINING = ("batch-all", "batch-hard")
 DISTANCES = ("hamming", "squared", "euclidean")
 NORMALISATIONS = (
     *("kinetics400", "hara2018", "hara2017"),
-    *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2"),
+    *("c3d-bgr", "c3d-rgb", "jfzhang95", "mmaction2", "reference"),
 )
 INPUTS = ("rgb", "motion")
 CACHE_LOCATIONS = ("none", "disk", "ram", "device")
@@ -294,6 +294,14 @@ def add_clip_flags(parser):
     parser.group("clips and augmentation")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
+    add(
+        "--views",
+        type=at_least_1,
+        default=1,
+        metavar="V",
+        help="clips of each video at test time, interleaved in time; the code is that of their "
+        "mean. V x --clip-frames must not be more than --num-frames of extract_frames.py",
+    )
     add(
         "--input",
         choices=INPUTS,

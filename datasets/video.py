@@ -123,7 +123,7 @@ def decode(path, start=0.0, end=float("inf")):
     seconds. Raises VideoError when nothing can be decoded, or the file is still being written.
     """
     before, found = _stat(path), False
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         aspect, step = stream.sample_aspect_ratio or 1, 1 / float(stream.average_rate or 25)
         for seconds, frame in _timed(_frames(container, stream), stream.time_base, step):
             if seconds >= end:
@@ -156,7 +156,7 @@ def _timed(frames, unit, step):
 
 
 @contextmanager
-def _open(path):
+def open_video(path):
     """(container, stream) of a video file, for decoding in one thread."""
     name = os.path.abspath(path)  # FFmpeg would read the text before a colon as a protocol
     try:

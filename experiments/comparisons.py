@@ -174,10 +174,11 @@ BASELINES = {
 # ==== evaluation ====
 
 
-def score(query, query_labels, database, database_labels):
-    """mAP over all ranks of the binarised codes, and of the real-valued codes: a dict."""
+def score(query, query_labels, database, database_labels, has_real=True):
+    """mAP over all ranks of the binarised codes, and if wanted of the real-valued ones: a dict."""
     metrics = evaluate(binarize(query), query_labels, binarize(database), database_labels)
-    map_real = real_map(query, query_labels, database, database_labels)
+    items = query, query_labels, database, database_labels
+    map_real = real_map(*items) if has_real else None
     return {"map": metrics["map"], "map_real": map_real}
 
 

@@ -68,6 +68,7 @@ MMACTION_RENAMES = (
 # - c3d-rgb: predict.py of github.com/DavideA/c3d-pytorch, which subtracts nothing
 # - jfzhang95: normalize() of dataset.py in github.com/jfzhang95/pytorch-video-recognition subtracts
 #   90, 98, 102 from frames that OpenCV read, which are BGR
+# - reference: github.com/zhongzhh8/Video-Retrieval-C3D, train.py
 # - mmaction2: data_preprocessor of its configs/recognition/c3d
 NORMALISATIONS = {
     "kinetics400": _normalisation(
@@ -81,6 +82,7 @@ NORMALISATIONS = {
     "c3d-rgb": _normalisation(mean=(0.0, 0.0, 0.0)),
     "jfzhang95": _normalisation(mean=(90.0, 98.0, 102.0), channels="BGR"),
     "mmaction2": _normalisation(mean=(104.0, 117.0, 128.0)),
+    "reference": _normalisation(mean=(0.434, 0.405, 0.378), std=(0.152, 0.149, 0.157), white=1.0),
 }
 KINETICS = NORMALISATIONS["kinetics400"]
 

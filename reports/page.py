@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -71,6 +73,16 @@ def write_page(path, title, searches, subtitle="", footer="", summary=None):
         )
     )
     write_text(path, page)
+
+
+def link_file(path, folder):
+    """{"path": the name to show, "href": the address of a file from a page in `folder`}.
+
+    A page can be sent to others, so it shows no absolute path.
+    """
+    shown = os.path.join(*Path(path).parts[-2:]) if os.path.isabs(path) else path
+    address = os.fsencode(os.path.relpath(path, folder))
+    return {"path": shown, "href": "./" + quote(address)}
 
 
 def _number_previews(searches):

@@ -27,6 +27,7 @@ class Options(NamedTuple):
     path: str | None = None  # a glob
     rerank: int = 0
     mix_ties: bool = False  # order ties by a hash of query and path, not by path
+    most_mixed: int = SHUFFLED  # rows that are read for it
 
 
 def answer_query(indexes, query, parts, options):
@@ -36,17 +37,19 @@ def answer_query(indexes, query, parts, options):
     windows, list of (start, end, approximate code (K,) array). options: `Options`.
     Returns a dict: path, "class" (None), start and end of the query, results, ties, unlike.
     results: list of dicts with rank, distance, share (of the rows searched, as near or nearer),
-    class, path, start, end, query_start, query_end. ties: dicts with first and last rank, distance,
-    and windows, the number of rows at that distance, for those with more rows than ranks. unlike:
-    None, or the distance within which nearly all validation clips have a neighbour, where the
-    nearest result is farther away.
+    class, path, start, end, row (its id in the table), query_start, query_end. ties: dicts with
+    first and last rank, distance, and windows, the number of rows at that distance, for those with
+    more rows than ranks. unlike: None, or the distance within which nearly all validation clips
+    have a neighbour, where the nearest result is farther away.
     """
     parts = [(*part[:2], np.asarray(part[2], np.float32)) for part in parts]
     conditions, copies = zip(
         *(limit_search(index, query, options) for index in indexes), strict=True
     )
     only = [f"path IN ({names})" if names else "false" for names in map(join_names, copies)]
-    count = max(4 * options.top, options.rerank, options.mix_ties * SHUFFLED // len(parts))
+    count = max(
+        4 * options.top, options.rerank, options.mix_ties * options.most_mixed // len(parts)
+    )
     while True:
         found = search_parts(indexes, parts, count, conditions, options)
         more = search_parts(indexes, parts, count, only, options) if any(copies) else []
@@ -194,6 +197,7 @@ def present(indexes, query, parts, moments, found):
             "path": os.path.join(indexes[row["index"]].videos, row["path"]),
             "start": row["start"],
             "end": row["end"],
+            "row": row["row"],
             "query_start": start,
             "query_end": end,
         }
@@ -223,7 +227,7 @@ def find_ties(results, found):
 
 def usual_distance(index, results):
     """The distance within which nearly all validation clips have a neighbour, if no result is."""
-    counts = index.metadata["neighbours"]
+    counts = index.metadata["neighbours"] if index.bits == index.metadata["bits"] else None
     if not counts or not sum(counts) or not results:
         return None
     usual = int(np.searchsorted(np.cumsum(counts), USUAL * sum(counts)))

@@ -22,10 +22,11 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from utils import schema
 from utils.errors import UserError
-from utils.files import is_utf8, similar_folder
+from utils.files import atomic_write, is_utf8, similar_folder
 
 # Processes that decode videos are forked, and never call Lance.
 warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
@@ -112,15 +113,25 @@ def quote(text):
 # ==== reading ====
 
 
+def first_bits(packed, bits):
+    """The first `bits` bits of packed codes (R, B) uint8, followed by zeros up to a whole byte."""
+    packed = packed[:, : (bits + 7) // 8]
+    if bits % 8 == 0:
+        return np.ascontiguousarray(packed)
+    mask = np.packbits(np.arange(8 * packed.shape[1]) < bits)
+    return packed & mask
+
+
 class Index:
     """An index opened for searching, after its files are verified.
 
     location: a folder, or the address of one on an object store. videos: the folder of the videos,
-    if it was moved. metadata: dict of `METADATA`. Raises IndexFileError where there is no index,
-    and if it is damaged.
+    if it was moved. bits: length of the prefix of the codes that is searched; None for all.
+    metadata: dict of `METADATA`. Raises IndexFileError where there is no index, and if it is
+    damaged or has fewer bits.
     """
 
-    def __init__(self, location, videos=None):
+    def __init__(self, location, videos=None, bits=None):
         self.location = str(location)
         self.seal = None if is_remote(location) else read_seal(location)
         while True:  # an update may replace the files meanwhile
@@ -133,6 +144,11 @@ class Index:
                     raise
         self.metadata = read_metadata(self.table, location)
         self.videos = str(videos or self.metadata["videos"])
+        self.bits = bits or self.metadata["bits"]
+        if self.bits > self.metadata["bits"]:
+            raise IndexFileError(
+                f"--bits {bits}: the codes of {self.location} have {self.metadata['bits']} bits"
+            )
         self.fragments = self.table.get_fragments()
         self._count = self.table.count_rows()
 
@@ -160,7 +176,7 @@ class Index:
                     size = code.type.byte_width
                     packed = np.frombuffer(code.buffers()[1], np.uint8)
                     packed = packed[code.offset * size :][: len(part) * size]
-                    yield rows.to_numpy(), packed.reshape(-1, size)
+                    yield rows.to_numpy(), first_bits(packed.reshape(-1, size), self.bits)
 
     def take(self, row_ids, columns):
         """Columns of the rows with these ids, in their order: Arrow table with encoded paths."""
@@ -199,6 +215,17 @@ def table_uri(location):
     if not is_utf8(location):
         raise IndexFileError(f"{location}: its name is not UTF-8, as an index requires; rename it")
     return f"{str(location).rstrip('/')}/{TABLE}"
+
+
+def write_parquet(index, path):
+    """Write all rows of an index as a Parquet file, in pieces; paths and metadata as they are."""
+    with (
+        atomic_write(path) as temporary,
+        lance_errors(index.location),
+        pq.ParquetWriter(temporary, index.table.schema) as writer,
+    ):
+        for batch in index.table.scanner(batch_size=BLOCK).to_batches():
+            writer.write_batch(batch)
 
 
 def is_remote(location):

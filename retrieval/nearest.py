@@ -22,7 +22,7 @@ ORDER = [(key, "ascending") for key in ("distance", "path", "start", "index")]
 class Found(NamedTuple):
     """What was found for a code."""
 
-    rows: list  # of dicts: COLUMNS, distance in bits, index (its number); the nearest first
+    rows: list  # of dicts: COLUMNS, distance in bits, row id, index (its number); nearest first
     counts: np.ndarray  # (K+1,) rows at each distance, exact up to the distance of the last row
     total: int  # rows that were searched
 
@@ -87,6 +87,7 @@ class _Search:
             is_near = distances <= self.limit
             table = indexes[number].take(row_ids[is_near], columns)
             table = table.append_column("distance", pa.array(distances[is_near]))
+            table = table.append_column("row", pa.array(row_ids[is_near]))
             tables.append(table.append_column("index", pa.array([number] * len(table), pa.int64())))
         if not tables:
             return []

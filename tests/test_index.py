@@ -91,6 +91,32 @@ def test_search_equals_a_stable_sort_of_all_distances(tmp_path, bits, count, mon
         assert count == 1 or len(set(distances)) < len(distances), "the case has no ties"
 
 
+@pytest.mark.parametrize("bits", [1, 7, 8, 11, 16])
+def test_the_first_bits_are_searched_as_codes_of_that_length(tmp_path, bits):
+    codes, metadata = random_codes(300, 20), {**METADATA, "bits": 20}
+    make_index(tmp_path, rows_of(codes), metadata)
+    queries = random_codes(3, 20, seed=1)
+    packed = np.packbits(queries[:, :bits], axis=1)
+    found = find_nearest([Index(tmp_path, bits=bits)], packed, 300)
+    expected = (queries[:, None, :bits] != codes[:, :bits]).sum(axis=2)
+    for query, one in zip(expected, found, strict=True):
+        order = np.argsort(query, kind="stable")
+        assert [row["path"] for row in one.rows] == [f"{row:06d}.avi" for row in order]
+        assert [row["distance"] for row in one.rows] == query[order].tolist()
+    with pytest.raises(IndexFileError, match="--bits 21: the codes of .* have 20 bits"):
+        Index(tmp_path, bits=21)
+
+
+def test_a_prefix_has_no_usual_distance_because_that_is_of_whole_codes(tmp_path):
+    codes = np.zeros((3, 12), bool)
+    metadata = {**METADATA, "neighbours": [5, 0, 0]}  # validation clips have a copy of their code
+    make_index(tmp_path, rows_of(codes), metadata)
+    for bits, unlike in ((None, 0), (8, None)):
+        index = Index(tmp_path, bits=bits)
+        parts = [(0.0, 3.0, np.ones(index.bits))]
+        assert answer_query([index], "query.avi", parts, Options(top=3))["unlike"] == unlike
+
+
 def test_shards_and_the_whole_give_equal_results(tmp_path):
     rows = rows_of(random_codes(600, 12))
     whole = make_index(tmp_path / "whole", rows)
@@ -99,9 +125,18 @@ def test_shards_and_the_whole_give_equal_results(tmp_path):
     both = find_nearest([whole], codes, 50), find_nearest(shards, codes, 50)
     for one, many in zip(*both, strict=True):
         last = one.rows[-1]["distance"] + 1
-        strip = [[{**row, "index": 0} for row in found.rows] for found in (one, many)]
+        strip = [[{**row, "index": 0, "row": 0} for row in found.rows] for found in (one, many)]
         assert strip[0] == strip[1] and one.total == many.total
         assert (one.counts[:last] == many.counts[:last]).all()
+
+
+def test_a_thousand_queries_at_once_are_answered_as_one_by_one(tmp_path):
+    index = make_index(tmp_path, rows_of(random_codes(200, 12)))
+    codes = np.packbits(random_codes(1000, 12, seed=1), axis=1)
+    found = find_nearest([index], codes, 7)
+    for row in range(0, 1000, 97):
+        (alone,) = find_nearest([index], codes[row : row + 1], 7)
+        assert alone.rows == found[row].rows
 
 
 def test_conditions_limit_what_is_searched_and_counted(tmp_path):

@@ -4,13 +4,12 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from reports.page import preview, write_page
+from reports.page import link_file, preview, write_page
 
 HOSTILE = [
     "<script>document.title='run'</script>.avi",
@@ -47,19 +46,6 @@ def hostile_searches():
             "results": plain,
         },
     ]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's Chromium, driven by Playwright."""
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium; apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def test_previews_are_animated_webp():
@@ -122,6 +108,15 @@ def test_the_page_is_self_contained_and_escapes_every_name(tmp_path):
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert all(list(attributes) == ["data-preview", "alt"] for attributes in pictures)
     assert all(attributes["alt"] for attributes in pictures)
+
+
+def test_links_lead_from_the_page_to_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "videos/a b#c?d%20\udcff.avi"
+    for path in (name, str(tmp_path / name)):
+        link = link_file(path, tmp_path / "pages")
+        assert link["href"] == "./../videos/a%20b%23c%3Fd%2520%FF.avi" and link["path"] == name
+    assert link_file("javascript:alert(1)", tmp_path)["href"].startswith("./")
 
 
 def test_each_preview_is_in_the_page_once(tmp_path):

@@ -6,7 +6,7 @@ import importlib
 from helpers import ROOT
 
 PACKAGES = {"datasets", "losses", "models", "reports", "retrieval", "utils"}
-USERS = {"benchmarks", "experiments"}  # may import all packages
+USERS = {"benchmarks", "experiments", "serving"}  # may import all packages
 
 
 def imported(path):
