@@ -248,7 +248,7 @@ def main(args):
     if distributed.is_main():
         write_report(reports, output, args)
         if len(checkpoints) == len(files) == 1 and is_for_videos:
-            print(*filter(None, ["", text, ""]), next_steps(checkpoints[0], args), sep="\n")
+            print("\n" + "\n\n".join(filter(None, [text, next_steps(checkpoints[0], args)])))
 
 
 if __name__ == "__main__":
