@@ -14,100 +14,31 @@ from utils.errors import die_on_ctrl_c
 if __name__ == "__main__":  # imports take seconds
     die_on_ctrl_c()
 
-import sys
-from argparse import BooleanOptionalAction
-from pathlib import Path
-
-from utils.argtypes import number
-from utils.config import Parser
-
-FORMATS = ("png", "pdf", "svg")
-
-
-def build_parser():
-    parser = Parser(__doc__, main_flag="--checkpoint")
-    add = parser.add
-    count, count_or_0 = number(int, least=1), number(int, least=0)
-    files = {"nargs": "+", "default": []}
-    parser.usage = "%(prog)s --checkpoint RUN [other flags]\n       %(prog)s --codes FILE.npz [...]"
-
-    parser.group("what to test, at least one file")
-    checkpoint = "run folders, of which best.pt is tested, or checkpoint files"
-    add("--checkpoint", **files, metavar="RUN", help=checkpoint)
-    codes = "codes of any system: real-valued (>= 0 is bit 1), +-1, 0/1, bool, or packed uint8"
-    add("--codes", **files, metavar="FILE.npz", help=codes)
-    add("--bits", type=count, help="code length of packed --codes")
-    untrained = "also test each network with its random initial weights"
-    add("--untrained", action="store_true", help=untrained)
-    add("--frames", metavar="DIR", help="frames, if they were moved after training")
-    add("--splits", metavar="DIR", help="folder of the split lists, if it was moved")
-    features = "features, if they were moved after training with --features"
-    add("--features", metavar="FILE.npz", help=features)
-
-    parser.group("metrics")
-    add("--top-r", type=count, default=100, help="R of mAP@R")
-    cutoffs = "N of precision@N and recall@N, besides 1 and 10"
-    add("--cutoffs", type=count, nargs="+", default=[100], metavar="N", help=cutoffs)
-    all_metrics = "print the table of all metrics; metrics.json always has them"
-    add("--all-metrics", action="store_true", help=all_metrics)
-
-    parser.group("output")
-    output = "output folder (default: test in the run folder, or results for several files)"
-    add("--output", metavar="DIR", help=output)
-    pictures = "queries in the picture retrieval: the best, median and worst ones, at most 12; "
-    pictures += "default: 6, none for features, which have no pictures"
-    add("--pictures", type=count_or_0, help=pictures)
-    add("--format", choices=FORMATS, default="png", help="of the picture and the curves")
-    html = "also write retrieval.html: mAP by class, confusions, and N queries (default: 100)"
-    add("--html", type=count, nargs="?", const=100, metavar="N", help=html)
-    projector = "also write projector/ for TensorBoard: codes with classes and thumbnails"
-    add("--projector", action="store_true", help=projector)
-
-    parser.group("speed")
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
-    amp = "mixed precision on GPUs; CPUs use float32"
-    add("--amp", action=BooleanOptionalAction, default=True, help=amp)
-    add("--batch-size", type=count, default=32, help="clips per batch")
-    add("--workers", type=count_or_0, default=2, help="processes that read frames")
-    add("--threads", type=count, help="CPU threads of PyTorch (default: all cores)")
-    return parser
-
-
-def parse_flags():
-    parser = build_parser()
-    args = parser.parse_args()
-    if not args.checkpoint + args.codes:
-        parser.error("give --checkpoint or --codes")
-    return args
-
+from configs.test_flags import parse_test_flags
 
 if __name__ == "__main__":  # before PyTorch is imported, so that --help is instant
-    ARGS = parse_flags()
+    ARGS = parse_test_flags(__doc__)
 
 from functools import partial
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from datasets.features import FeatureDataset, hash_features, read_features
+from datasets.annotations import read_groups
+from datasets.features import FeatureDataset
 from datasets.frames import FrameDataset
 from datasets.loaders import ClipLoader
-from datasets.splits import (
-    SplitError,
-    check_disjoint,
-    find_other_class,
-    hash_lists,
-    read_classes,
-    read_split,
-)
+from datasets.testing import build_datasets
 from datasets.transforms import prepare
 from models import build_saved_model
+from reports.comparison import format_comparison
 from reports.environment import describe_environment
 from reports.examples import Example, pick_examples, save_examples, spread, write_embeddings
 from reports.figures import plot_precision_at, plot_precision_recall
 from reports.results import result_folders, short_names, write_metrics
 from reports.results_page import write_results_page
 from reports.table import format_report, format_summary
+from retrieval.baselines import compare, encode_baselines, measure_baselines
 from retrieval.codes import load_codes, save_codes
 from retrieval.encode import build_encoder, encode
 from retrieval.hamming import nearest_labels
@@ -123,131 +54,6 @@ DEFAULT_PICTURES = 6  # queries
 SHOWN_RESULTS = 10  # per query, in the picture and on the page
 
 
-# ==== data ====
-
-
-def build_datasets(checkpoint, args):
-    """(queries, database): the datasets of the test list and of the training list."""
-    if checkpoint["preprocessing"] is None:
-        return build_feature_datasets(checkpoint, args)
-    settings, classes = checkpoint["settings"], checkpoint["classes"]
-    frames, splits = args.frames or settings["frames"], Path(args.splits or settings["splits"])
-    if read_classes(splits) != classes:
-        raise SplitError(f"{splits}/classes.txt: has other classes than the model was trained on")
-    lists = {name: read_split(splits / f"{name}.txt", len(classes)) for name in ("test", "train")}
-    for name, (names, labels) in lists.items():
-        if moved := find_other_class(names, labels, classes):
-            warn(f"{splits}/{name}.txt: {moved!r} has the id of another class")
-    queries, database = (
-        FrameDataset(*lists[name], frames, checkpoint["preprocessing"]["clip_frames"])
-        for name in ("test", "train")
-    )
-    if not len(queries) or not len(database):
-        raise SplitError(f"{splits}: test.txt and train.txt must both list videos")
-    check_disjoint(splits, queries.names, database.names)
-    check_frames(checkpoint, queries)
-    check_lists(checkpoint, queries, database, splits, is_chosen=bool(args.splits))
-    return queries, database
-
-
-def build_feature_datasets(checkpoint, args):
-    """(queries, database): the test and training videos of the file that --features named."""
-    settings, feature_dim = checkpoint["settings"], checkpoint["network"]["feature_dim"]
-    path, splits = args.features or settings["features"], args.splits or settings.get("splits")
-    (queries, val, database), classes = read_features(path, splits, ("test", "val", "train"))
-    if args.pictures or args.html or args.projector:
-        flags = "--pictures, --html and --projector"
-        raise UserError(f"{path}: features have no pictures; leave out {flags}")
-    if not len(queries) or not len(database):
-        raise SplitError(f"{path}: needs test videos, as queries, and training videos")
-    if queries.features.shape[1] != feature_dim:
-        raise UserError(
-            f"{path}: {queries.features.shape[1]} features per video, but the model was trained on "
-            f"{feature_dim}; use features of the same encoder"
-        )
-    if classes != checkpoint["classes"]:
-        raise SplitError(f"{path}: has other classes than the model was trained on")
-    check_features(checkpoint, queries, database, val, path, bool(args.features or args.splits))
-    return queries, database
-
-
-def check_features(checkpoint, queries, database, val, path, is_chosen):
-    """As `check_lists`. database, val: the datasets that the model was to be trained on."""
-    trained = set(queries.names) & set(checkpoint["videos"]["train"])
-    if trained:
-        raise UserError(
-            f"{path}: the model was trained on {len(trained)} of its {len(queries)} test videos, "
-            f"such as {min(trained)!r}; restore is_train, names and lists"
-        )
-    lists = ((dataset.names, dataset.labels) for dataset in (database, val))
-    found = {"lists": hash_lists(*lists), "features": hash_features(database, val)}
-    if all(checkpoint["data"].get(key) == value for key, value in found.items()):
-        return
-    problem = f"{path}: not the features or lists that the model was trained on"
-    if not is_chosen:
-        raise UserError(f"{problem}; restore them, or use --features {path} to test with these")
-    warn(problem)
-
-
-def check_frames(checkpoint, queries):
-    """Raise UserError if the frames do not fit the model; warn if they were extracted otherwise."""
-    clip_frames = checkpoint["preprocessing"]["clip_frames"]
-    trained_size = checkpoint["preprocessing"].get("frame_size")  # not in early checkpoints
-    size, stored = list(queries.frame_size[:2]), queries.extracted
-    if trained_size and size != trained_size:
-        raise UserError(
-            f"{queries.root}: the size of the frames is {size}, but the model was trained on "
-            f"{trained_size}; extract with --size {trained_size[0]} {trained_size[1]}"
-        )
-    if stored and stored < clip_frames:
-        raise UserError(f"{queries.root}: {stored} frames per video, but a clip has {clip_frames}")
-    extraction = checkpoint.get("data", {}).get("extraction")
-    if extraction and queries.extraction != extraction:
-        warn(f"{queries.root}: extracted with {queries.extraction}, not {extraction}")
-
-
-def check_lists(checkpoint, queries, database, splits, is_chosen):
-    """Raise UserError if the lists are not those of the training; warn where that may be intended.
-
-    is_chosen: whether --splits names the folder. Lists that the checkpoint names must be unchanged.
-    """
-    videos = checkpoint.get("videos", {"train": [], "val": []})
-    trained = set(queries.names) & set(videos["train"])
-    if trained:
-        raise UserError(
-            f"{splits}/test.txt: the model was trained on {len(trained)} of its {len(queries)} "
-            f"videos, such as {min(trained)!r}; set --splits to the lists of the training"
-        )
-    if set(queries.names) & set(videos["val"]):
-        warn(f"{splits}/test.txt has validation videos, which selected best.pt")
-    trained_hash = checkpoint.get("data", {}).get("lists")
-    if trained_hash is None:
-        warn(
-            "the checkpoint is of an early version, which did not record the lists of the training"
-        )
-    elif (
-        hash_lists((database.names, database.labels), read_val(checkpoint, splits)) != trained_hash
-    ):
-        problem = f"{splits}: train.txt and val.txt are not the lists that the model was trained on"
-        if not is_chosen:
-            raise UserError(
-                f"{problem}; restore them with make_splits.py and its earlier flags, or use "
-                f"--splits {splits} to test with these"
-            )
-        warn(problem)
-
-
-def read_val(checkpoint, splits):
-    """(names, labels) of val.txt; empty where there is none."""
-    path = splits / "val.txt"
-    return read_split(path, len(checkpoint["classes"])) if path.is_file() else ([], [])
-
-
-def warn(message):
-    if distributed.is_main():
-        tqdm.write(printable(f"warning: {message}"), file=sys.stderr)
-
-
 # ==== encoding and measuring ====
 
 
@@ -256,15 +62,52 @@ def encode_datasets(model, queries, database, checkpoint, device, args):
     preprocessing = checkpoint["preprocessing"]  # None for features, which need none
     transform = partial(prepare, preprocessing=preprocessing) if preprocessing else None
     encoder = build_encoder(model, transform, device, args.amp)
+    if has_baselines(checkpoint, args):
+        encoder = with_baselines(encoder, device)
     items = {}
     for side, dataset in (("query", queries), ("database", database)):
         indices = range(distributed.rank(), len(dataset), distributed.world_size())
         loader = ClipLoader(dataset, args.workers, batch_size=args.batch_size, sampler=indices)
-        codes = encode(encoder, loader, f"encoding {side}")
-        items[f"{side}_codes"] = distributed.gather_rows(codes, len(dataset))
+        rows = encode(encoder, loader, f"encoding {side}")
+        rows = distributed.gather_rows(rows, len(dataset))
+        width = checkpoint["network"]["bits"]
+        items[f"{side}_codes"], items[f"{side}_baselines"] = rows[:, :width], rows[:, width:]
         items[f"{side}_labels"] = torch.tensor(dataset.labels)
         items[f"{side}_names"] = dataset.names
     return items
+
+
+def has_baselines(checkpoint, args):
+    """Whether to compare with retrieval without learning, which needs two frames."""
+    preprocessing = checkpoint["preprocessing"]
+    return bool(args.baselines and preprocessing and preprocessing["clip_frames"] > 1)
+
+
+def with_baselines(encoder, device):
+    """An encoder that returns the codes and, beside them, the features of the baselines."""
+
+    def encode_both(clips):
+        if device.type == "cuda":  # Apple's GPUs lack an operation of the baselines
+            clips = clips.to(device, non_blocking=True)
+        codes = encoder(clips)
+        return torch.cat([codes, encode_baselines(clips).to(device)], dim=1)
+
+    return encode_both
+
+
+def compare_network(tested, queries, classes, splits):
+    """(a dict as of `compare`, its text) for a network that was tested with its baselines."""
+    items = tested.items
+    sides = [items[f"{side}_{kind}"] for side in SIDES for kind in ("baselines", "labels")]
+    path = splits / "groups.csv"
+    groups = read_groups(path) if path.is_file() else {}
+    numbers = {}
+    recordings = [groups.get(name, f"video {name}") for name in queries.names]
+    recordings = torch.tensor([numbers.setdefault(name, len(numbers)) for name in recordings])
+    network = {"map": tested.average_precision, "precision_at_1": tested.precision_at_1}
+    labels = items["query_labels"]
+    rows = compare(network, measure_baselines(*sides), labels, classes, recordings)
+    return rows, format_comparison(rows, len(numbers) < len(queries))
 
 
 def measure_prefixes(items, checkpoint, how):
@@ -280,15 +123,16 @@ def measure_prefixes(items, checkpoint, how):
 def measure_checkpoint(path, folder, device, args):
     """Encode and measure the lists of a checkpoint, and write the results into `folder`.
 
-    Returns ({"trained": metrics}, whether the network is for videos). The metrics before training,
-    with --untrained, and those of the prefixes of nested codes come first.
+    Returns ({"trained": metrics}, whether the network is for videos, the comparison as text). The
+    metrics before training, with --untrained, and those of the prefixes of nested codes come first.
     """
     checkpoint = load_checkpoint(path, "settings")
-    queries, database = build_datasets(checkpoint, args)
+    queries, database, classes = build_datasets(checkpoint, args)
     torch.manual_seed(checkpoint["settings"]["seed"])
     model = build_saved_model(checkpoint, path)
-    data, classes = (queries, database, checkpoint, device, args), checkpoint["classes"]
+    data = queries, database, checkpoint, device, args
     how, reports = (device, args.top_r, args.cutoffs, classes), {}
+    comparison, text = None, ""
     if args.untrained:
         untrained = encode_datasets(model, *data)
         reports["untrained"] = measure(untrained, *how).metrics
@@ -303,9 +147,12 @@ def measure_checkpoint(path, folder, device, args):
             "data": {"source": str(source), **checkpoint.get("data", {})},
             **describe_environment(device, distributed.world_size()),
         }
-        write_metrics(folder / "metrics.json", tested.metrics, run, reports)
+        if has_baselines(checkpoint, args):
+            splits = Path(args.splits or checkpoint["settings"]["splits"])
+            comparison, text = compare_network(tested, queries, classes, splits)
+        write_metrics(folder / "metrics.json", tested.metrics, run, reports, comparison)
         write_results(folder, tested, queries, database, classes, run, args)
-    return {**reports, "trained": tested.metrics}, isinstance(queries, FrameDataset)
+    return {**reports, "trained": tested.metrics}, isinstance(queries, FrameDataset), text
 
 
 def measure_codes(path, folder, device, args):
@@ -389,7 +236,7 @@ def main(args):
     reports = {}
     for name, path, folder in zip(names, files, folders, strict=True):
         if path in checkpoints:
-            measured, is_for_videos = measure_checkpoint(path, folder, device, args)
+            measured, is_for_videos, text = measure_checkpoint(path, folder, device, args)
             if len(files) > 1:
                 names_of = {key: f"{name} {key}" for key in measured} | {"trained": name}
                 measured = {names_of[key]: metrics for key, metrics in measured.items()}
@@ -401,7 +248,7 @@ def main(args):
     if distributed.is_main():
         write_report(reports, output, args)
         if len(checkpoints) == len(files) == 1 and is_for_videos:
-            print(next_steps(checkpoints[0], args))
+            print("\n" + "\n\n".join(filter(None, [text, next_steps(checkpoints[0], args)])))
 
 
 if __name__ == "__main__":

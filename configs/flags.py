@@ -215,8 +215,8 @@ def add_loss_flags(parser):
         "--classification",
         type=number(float, least=0),
         default=0.0,
-        help="weight of a classification loss on the codes, in addition to the triplets; 5 suits "
-        "many classes and short codes",
+        help="weight of a classification loss on the codes, in addition to the triplets, for "
+        "example 5; docs/results.md shows where it helps",
     )
     add(
         "--nested-bits",
@@ -294,6 +294,14 @@ def add_clip_flags(parser):
     parser.group("clips and augmentation")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
+    add(
+        "--views",
+        type=at_least_1,
+        default=1,
+        metavar="V",
+        help="clips of each video at test time, interleaved in time; the code is that of their "
+        "mean. V x --clip-frames must not be more than --num-frames of extract_frames.py",
+    )
     add(
         "--input",
         choices=INPUTS,

@@ -145,6 +145,7 @@ class CachedDataset(Dataset):
 
     def __init__(self, data, path, location, device):
         self.names, self.labels, self.clip_frames = data.names, data.labels, data.clip_frames
+        self.views = data.views
         self.frame_size, self.extraction = data.frame_size, data.extraction
         self.data = data
         self.path, self.location = path, location
@@ -175,7 +176,8 @@ class CachedDataset(Dataset):
         """A batch of indices or (index, seed) pairs -> clips (B, T, H, W, 3), labels (B,)."""
         indices, seeds = zip(*map(split_item, items), strict=True)
         available = self.clips.shape[1]
-        positions = [clip_positions(available, self.clip_frames, seed) for seed in seeds]
+        num_frames = self.clip_frames * (self.views if seeds[0] is None else 1)
+        positions = [clip_positions(available, num_frames, seed) for seed in seeds]
         rows, columns = np.array(indices)[:, None], np.stack(positions)  # (B, 1), (B, T)
         labels = torch.tensor([self.labels[index] for index in indices])
         if isinstance(self.clips, np.ndarray):

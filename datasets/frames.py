@@ -76,13 +76,14 @@ class FrameDataset(Dataset):
     data[index] is the test-time clip, evenly spaced frames. data[index, seed] is a training clip
     with temporal jitter, which depends on the seed only, whichever worker reads it.
 
-    names: paths relative to `frames_root`. labels: class ids.
+    names: paths relative to `frames_root`. labels: class ids. views: V, the test-time clip has
+    V * clip_frames frames, which `prepare` divides into V clips.
     Items: clip (T, H, W, 3) uint8 RGB tensor, label int. Raises SplitError, at once for missing
     folders and when read for damaged frames.
     """
 
-    def __init__(self, names, labels, frames_root, clip_frames):
-        self.names, self.labels = names, labels
+    def __init__(self, names, labels, frames_root, clip_frames, views=1):
+        self.names, self.labels, self.views = names, labels, views
         self.root, self.clip_frames = Path(frames_root), clip_frames
         missing = [name for name in names if not (self.root / name).is_dir()]
         if missing:
@@ -99,7 +100,8 @@ class FrameDataset(Dataset):
 
     def __getitem__(self, item):
         index, seed = split_item(item)
-        return torch.from_numpy(self.read(index, self.clip_frames, seed)), self.labels[index]
+        num_frames = self.clip_frames * (self.views if seed is None else 1)
+        return torch.from_numpy(self.read(index, num_frames, seed)), self.labels[index]
 
     def aspect(self, index):
         """Width over height of a video as a player shows it; None if its extraction is an old one.

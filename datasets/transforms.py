@@ -111,9 +111,14 @@ def _cut_centre(clips, size):
 def prepare(clips, preprocessing):
     """The central crop of each clip, then normalisation; arguments as for `augment`.
 
+    preprocessing may have "views", V: then a clip of V * T frames is V clips, of its frames v,
+    v + V, v + 2V, ..., which become adjacent rows: (V * B, 3, T, size, size).
+
     A crop that has, rounded, the size of the result is cut out at whole pixels: sampling between
     pixels would blur it.
     """
+    views = preprocessing.get("views", 1)
+    clips = clips.unflatten(1, (-1, views)).transpose(1, 2).flatten(0, 1)  # (V * B, T, H, W, 3)
     if round(preprocessing["crop"] * min(clips.shape[2:4])) == preprocessing["size"]:
         return _normalise(_cut_centre(clips, preprocessing["size"]), preprocessing)
     batch, device = len(clips), clips.device

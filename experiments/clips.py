@@ -29,6 +29,9 @@ def sweep(name, flag, values):
 # Name -> flags of train.py besides --config; --names may combine several as "A + B".
 SETTINGS = {
     "default": "",
+    "RGB": "--input rgb",
+    "one view": "--views 1",
+    "56 pixels": "--size 56",
     "reference method": "--distance squared --margin 20 --average valid --batches random",
     "its SGD": "--optimizer sgd --lr 0.001 --weight-decay 0.0005 --schedule step --warmup-epochs 0 "
     "--clip-gradient 0",

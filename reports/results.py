@@ -7,17 +7,19 @@ from utils.files import write_text
 PROTOCOL = ("queries", "database", "bits", "top_r", "queries_without_relevant")
 
 
-def write_metrics(path, metrics, run, others=None):
+def write_metrics(path, metrics, run, others=None, comparison=None):
     """Write the metrics of one network or file of codes as JSON.
 
     metrics: as `retrieval.metrics.evaluate` returns them. run: dict of what was tested, and by
-    what. others: {name: metrics} of baselines that were measured on the same data.
+    what. others: {name: metrics} of baselines that were measured on the same data. comparison: of
+    `retrieval.baselines.compare`, for the key of this name.
 
     The file has "run", with the protocol; "metrics": numbers, and the mAP of each class;
     "curves": lists; and for each of `others` its name with "metrics" and "curves".
     """
     content = {"run": {**run, **{key: metrics[key] for key in PROTOCOL}}, **split(metrics)}
     content |= {name: split(other) for name, other in (others or {}).items()}
+    content |= {"comparison": comparison} if comparison else {}
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -86,3 +86,27 @@ def interval(values, groups, seed=0):
     means = sums[drawn].sum(dim=1) / sizes[drawn].sum(dim=1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+def compare(network, baselines, labels, classes, groups):
+    """A network beside BASELINES, over all queries and for each class: a dict for JSON.
+
+    network, and each value of baselines: {"map", "precision_at_1"}, each (Q,). labels: (Q,) int64.
+    classes: names of the labels. groups: (Q,) int64, the recording of each query.
+    Returns {"all" or class: {"queries", "recordings", "map" and "precision_at_1": {"network" or
+    name of a baseline: mean, "interval": [low, high] or None}}}.
+    """
+    masks = {"all": torch.ones_like(labels, dtype=torch.bool)}
+    masks |= {f"class {name}": labels == label for label, name in enumerate(classes)}
+    rows = {}
+    for name, mask in masks.items():
+        if not mask.any():
+            continue
+        recordings, chosen = groups[mask].unique(return_inverse=True)
+        row = {"queries": int(mask.sum()), "recordings": len(recordings)}
+        for metric in ("map", "precision_at_1"):
+            means = {"network": network[metric], **{k: v[metric] for k, v in baselines.items()}}
+            row[metric] = {key: values[mask].mean().item() for key, values in means.items()}
+            row[metric]["interval"] = interval(network[metric][mask], chosen)
+        rows[name] = row
+    return rows

@@ -15,8 +15,8 @@ def build_encoder(model, transform, device, amp=True):
 
     model: clips (B, 3, T, H, W) -> (B, K). It is moved to `device` and set to evaluation mode; call
     `build_encoder` again after further training. transform: uint8 clips, on `device`, to the input
-    of the model; None for features, which are that input. amp: whether to use mixed precision on
-    GPUs.
+    of the model, which may be several rows per clip, whose codes are averaged; None for features,
+    which are that input. amp: whether to use mixed precision on GPUs.
     Returns a function: uint8 clips (B, T, H, W, 3), or features (B, D), -> approximate codes (B, K)
     float32 on `device`.
     """
@@ -27,10 +27,10 @@ def build_encoder(model, transform, device, amp=True):
     @torch.inference_mode()
     def encode_clips(clips):
         clips = clips.to(device, non_blocking=True)
-        clips = transform(clips) if transform else clips
+        inputs = transform(clips) if transform else clips
         with torch.autocast(device.type, precision, enabled=precision is not None):
-            codes = model(clips)
-        return codes.float()
+            codes = model(inputs)
+        return codes.float().view(len(clips), -1, codes.shape[1]).mean(dim=1)  # over the views
 
     return encode_clips
 

@@ -22,10 +22,11 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from utils import schema
 from utils.errors import UserError
-from utils.files import is_utf8, similar_folder
+from utils.files import atomic_write, is_utf8, similar_folder
 
 # Processes that decode videos are forked, and never call Lance.
 warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
@@ -214,6 +215,17 @@ def table_uri(location):
     if not is_utf8(location):
         raise IndexFileError(f"{location}: its name is not UTF-8, as an index requires; rename it")
     return f"{str(location).rstrip('/')}/{TABLE}"
+
+
+def write_parquet(index, path):
+    """Write all rows of an index as a Parquet file, in pieces; paths and metadata as they are."""
+    with (
+        atomic_write(path) as temporary,
+        lance_errors(index.location),
+        pq.ParquetWriter(temporary, index.table.schema) as writer,
+    ):
+        for batch in index.table.scanner(batch_size=BLOCK).to_batches():
+            writer.write_batch(batch)
 
 
 def is_remote(location):

@@ -19,6 +19,7 @@ class Tested(NamedTuple):
     items: dict[str, Any]  # as of `load_codes`
     metrics: dict[str, Any]  # as of `evaluate`, with the bands of the curves
     average_precision: torch.Tensor  # (Q,)
+    precision_at_1: torch.Tensor  # (Q,)
 
 
 def measure(items, device, top_r, cutoffs, classes=None):
@@ -31,7 +32,7 @@ def measure(items, device, top_r, cutoffs, classes=None):
     if classes:
         per_class = metrics["map_per_class"].items()
         metrics["map_per_class"] = {classes[int(label)]: value for label, value in per_class}
-    return Tested(items, metrics, values["map"].cpu())
+    return Tested(items, metrics, values["map"].cpu(), values["precision_at_1"].cpu())
 
 
 def bits(items, side):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.baselines import encode_baselines, interval, measure_baselines, rank
+from reports.comparison import format_comparison
+from retrieval.baselines import compare, encode_baselines, interval, measure_baselines, rank
 
 CLASSES, EACH = 4, 6
 
@@ -67,3 +68,36 @@ def test_recordings_count_by_their_queries():
     groups = torch.tensor([0] * 90 + list(range(1, 10)))
     low, _ = interval((groups > 0).double(), groups)
     assert low < 0.05
+
+
+def comparison_of(network, motion):
+    """Of 40 queries of two classes and four recordings, with these chances to be right."""
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.rand(3, 40, generator=generator)
+    values = {"network": draw[0] < network, "motion energy": draw[1] < motion}
+    values["raw frames"] = draw[2] < 0.2
+    values = {
+        name: {"map": v.double() / 2, "precision_at_1": v.double()} for name, v in values.items()
+    }
+    labels, groups = torch.arange(40) % 2, torch.arange(40) // 10
+    return compare(values.pop("network"), values, labels, ["hug", "kick\n"], groups)
+
+
+def test_the_comparison_has_all_and_each_class():
+    rows = comparison_of(0.9, 0.5)
+    assert {name: (row["queries"], row["recordings"]) for name, row in rows.items()} == {
+        "all": (40, 4), "class hug": (20, 4), "class kick\n": (20, 4),
+    }  # fmt: skip
+    values = rows["all"]["precision_at_1"]
+    assert values["interval"][0] < values["network"] < values["interval"][1]
+    halves = [rows[f"class {name}"]["precision_at_1"]["network"] for name in ("hug", "kick\n")]
+    assert sum(halves) / 2 == pytest.approx(values["network"])
+
+
+def test_a_network_that_does_not_beat_a_baseline_is_told_so():
+    good = format_comparison(comparison_of(0.9, 0.5), has_recordings=True)
+    assert "Warning" not in good and "over the 4 recordings" in " ".join(good.split())
+    assert all(word in good for word in ("hug", "kick", "motion energy", "mAP, all"))
+    bad = format_comparison(comparison_of(0.4, 0.8), has_recordings=False)
+    assert "is not better than motion energy" in bad and "over the queries" in " ".join(bad.split())
+    assert max(map(len, f"{good}\n{bad}".splitlines())) <= 80

@@ -67,3 +67,12 @@ def test_what_does_not_fit_is_refused_with_the_sizes(data, tmp_path, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
     with pytest.raises(SplitError, match="--cache-folder"):
         build_cache(data, 11, tmp_path / "cache", 1)
+
+
+@pytest.mark.parametrize("location", ["disk", "ram"])
+def test_views_are_read_at_test_time_only(data, tmp_path, location):
+    several = FrameDataset(data.names, data.labels, data.root, clip_frames=3, views=2)
+    cached = CachedDataset(several, build_cache(several, 12, tmp_path / "cache", 2), location, CPU)
+    clips, labels = cached.__getitems__([2, 0])
+    assert clips.shape[1] == len(several[2][0]) == 6 and labels.tolist() == [1, 0]
+    assert cached.__getitems__([(2, 7)])[0].shape[1] == len(several[2, 7][0]) == 3

@@ -130,6 +130,15 @@ def test_shards_and_the_whole_give_equal_results(tmp_path):
         assert (one.counts[:last] == many.counts[:last]).all()
 
 
+def test_a_thousand_queries_at_once_are_answered_as_one_by_one(tmp_path):
+    index = make_index(tmp_path, rows_of(random_codes(200, 12)))
+    codes = np.packbits(random_codes(1000, 12, seed=1), axis=1)
+    found = find_nearest([index], codes, 7)
+    for row in range(0, 1000, 97):
+        (alone,) = find_nearest([index], codes[row : row + 1], 7)
+        assert alone.rows == found[row].rows
+
+
 def test_conditions_limit_what_is_searched_and_counted(tmp_path):
     rows = rows_of(random_codes(300, 12))
     for number, row in enumerate(rows):

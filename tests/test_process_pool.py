@@ -12,7 +12,7 @@ import time
 import pytest
 from helpers import ROOT
 
-from datasets.process_pool import run_jobs
+from datasets.process_pool import MORE, run_jobs
 
 pytestmark = pytest.mark.scripts
 
@@ -53,6 +53,64 @@ def test_a_crash_or_a_hang_costs_one_job():
         "raise": "MemoryError: too large",
     }
     assert sum(result is not None for _, result, _ in answers) == 5
+
+
+def count_up(job):
+    """A generator job: some results, then the end, a reason, an exception, a hang or a crash."""
+    for number in range(job[1]):
+        yield job[0], number
+    if job[0] in ("wrong", "raise", "hang", "segfault"):
+        answer = behave(job[0])
+        return answer[1]
+    return None
+
+
+def test_generators_give_many_results_and_one_end():
+    jobs = [
+        ("a", 3),
+        ("b", 0),
+        ("wrong", 2),
+        ("raise", 1),
+        ("hang", 2),
+        ("segfault", 1),
+        ("c", 500),
+    ]
+    answers = list(run_jobs(count_up, jobs, workers=3, seconds=1))
+    for job in jobs:
+        own = [(result, failure) for other, result, failure in answers if other == job]
+        results = [((job[0], number), MORE) for number in range(job[1])]
+        assert own[:-1] == results and own[-1][0] is None
+    ends = {job[0]: failure for job, _, failure in answers if failure != MORE}
+    assert ends == {
+        **{"a": None, "b": None, "c": None, "wrong": "a reason"},
+        "raise": "MemoryError: too large",
+        "hang": "took longer than 1 seconds",
+        "segfault": "its worker process was killed by SIGSEGV",
+    }
+
+
+def slow_steps(job):
+    for number in range(4):
+        time.sleep(0.4)
+        yield number
+
+
+def test_the_time_limit_is_per_result():
+    assert len(list(run_jobs(slow_steps, [0], workers=1, seconds=1.2))) == 5
+
+
+def test_a_generator_runs_on_only_as_its_results_are_taken(tmp_path):
+    def write_files(job):
+        for number in range(1000):
+            (tmp_path / str(number)).touch()
+            yield bytes(2**20)
+
+    answers = run_jobs(write_files, [0], workers=1, seconds=10)
+    for _ in range(3):
+        next(answers)
+    time.sleep(0.2)
+    assert len(list(tmp_path.iterdir())) < 10
+    answers.close()
 
 
 def test_jobs_are_read_only_as_workers_become_free():

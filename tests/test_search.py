@@ -9,6 +9,7 @@ import subprocess
 import time
 from functools import partial
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import run_main, start_ranks
@@ -262,6 +263,82 @@ def test_one_flipped_bit_ends_query_and_update(checkpoint, videos, tmp_path, run
     assert content(index) == before
 
 
+# ==== moments ====
+
+
+def test_long_videos_are_found_by_their_moments(checkpoint, tmp_path, run_script):
+    make_dataset(tmp_path, classes=3, groups=2, videos=12, test_groups=1, side=40)
+    videos, index = tmp_path / "videos", tmp_path / "index"
+    run_script(*index_command(checkpoint, videos, index, "--window", 0.4, "--stride", 0.3))
+    table = Index(index).table.to_table().to_pylist()
+    first = [row for row in table if row["path"] == table[0]["path"]]
+    assert [row["start"] for row in first[:3]] == [0, 0.3, 0.6] and len(first) > 4
+    assert all(row["end"] - row["start"] == pytest.approx(0.4) for row in first)
+    query = videos / table[0]["path"]
+    command = query_command(index, query)
+    (found,) = json.loads(run_script(*command, "--top", 40).stdout)
+    for one in found["results"]:
+        others = [r for r in found["results"] if r["path"] == one["path"] and r is not one]
+        assert all(r["end"] <= one["start"] or r["start"] >= one["end"] for r in others)
+    (found,) = json.loads(run_script(*command, "--top", 40, "--per-video").stdout)
+    paths = [result["path"] for result in found["results"]]
+    assert len(paths) == len(set(paths)) == 12 and paths[0] == str(query)
+    limits = "--start", 0.6, "--end", 1.0
+    (found,) = json.loads(run_script(*command, *limits).stdout)
+    assert (found["start"], found["end"]) == (0.6, 1.0)
+    best = found["results"][0]
+    assert (best["path"], best["distance"], best["query_start"]) == (str(query), 0, 0.6)
+
+    refused = run_script(*index_command(checkpoint, videos, index, "--window", "whole"), status=1)
+    assert "made with --window 0.4, not whole" in refused.stderr
+    again = run_script(*index_command(checkpoint, videos, index))
+    assert "0 encoded, 12 already there" in again.stdout, "the index knows its windows"
+    run_script(*index_command(checkpoint, videos, tmp_path / "whole", "--window", "whole"))
+    assert len(Index(tmp_path / "whole")) == 12
+
+
+def test_several_indexes_filters_and_moved_videos(checkpoint, videos, tmp_path, run_script):
+    index = tmp_path / "index"
+    run_script(*index_command(checkpoint, videos, index), status=1)
+    query = tmp_path / "query.avi"
+    shutil.copy(next((videos / CLASSES[1]).iterdir()), query)
+    videos.rename(tmp_path / "moved")
+    command = query_command(index, query)
+    both = ["search.py", "query", "--index", index, index, *command[4:]]
+    moved = "--videos", tmp_path / "moved", "--top", 30
+    (one,) = json.loads(run_script(*command, *moved).stdout)
+    (two,) = json.loads(run_script(*both, *moved).stdout)
+    assert one["results"][0]["path"].startswith(str(tmp_path / "moved" / CLASSES[1]))
+    twice = [result["path"] for result in one["results"] for _ in range(2)]
+    assert sorted(result["path"] for result in two["results"]) == sorted(twice)
+    (found,) = json.loads(run_script(*command, *moved, "--class", CLASSES[2]).stdout)
+    assert {result["class"] for result in found["results"]} == {CLASSES[2]}
+    (found,) = json.loads(run_script(*command, *moved, "--path", "*_c01.avi").stdout)
+    assert found["results"] and all("_c01" in result["path"] for result in found["results"])
+    empty = [word for word in command if word != "--json"] + ["--class", "nothing"]
+    assert "nothing matches" in run_script(*empty).stdout
+
+
+def test_an_index_is_exported_as_parquet(checkpoint, videos, tmp_path, run_script):
+    index, file = tmp_path / "index", tmp_path / "new" / "moments.parquet"
+    run_script(*index_command(checkpoint, videos, index), status=1)
+    run_script("search.py", "export", "--index", index, "--parquet", file)
+    assert pq.read_table(file).equals(Index(index).table.to_table())
+    refused = run_script("search.py", "export", "--index", index, "--parquet", index, status=1)
+    assert "is a folder; name a file" in refused.stderr
+
+
+@pytest.mark.parametrize("flags", [("--stride", "0"), ("--window", "-1"), ("--window", "nan")])
+def test_impossible_windows_are_refused(flags, checkpoint, videos, tmp_path, run_script):
+    command = index_command(checkpoint, videos, tmp_path / "index", *flags)
+    error = run_script(*command, status=2).stderr
+    assert "must be a number above 0" in error and error.count("\n") == 1
+    assert not (tmp_path / "index").exists()
+
+
+# ==== kills ====
+
+
 def append_at_once():
     """Patch: after each video its moments are appended, not after some seconds."""
     index_update.APPEND_SECONDS = 0
@@ -288,7 +365,7 @@ def count_versions(output):
 
 
 @pytest.mark.parametrize(
-    ("count", "kills"), [(120, 1), pytest.param(1000, 3, marks=pytest.mark.slow)]
+    ("count", "kills"), [(120, 1), pytest.param(900, 30, marks=pytest.mark.slow)]
 )
 def test_an_index_made_with_kills_equals_one_made_in_one_go(
     count, kills, checkpoint, tmp_path, run_script, start_script
@@ -300,7 +377,7 @@ def test_an_index_made_with_kills_equals_one_made_in_one_go(
     )
     run_script(*whole)
     rng = random.Random(0)
-    delays = (rng.uniform(0, 0.05 if count < 1000 else 0.5) for _ in iter(int, 1))
+    delays = (rng.uniform(0, 0.05) for _ in iter(int, 1))
     output = kill_and_repeat(killed, tmp_path / "killed", kills, delays, start_script)
     done = int(output.partition(": ")[2].split()[0])
     assert 0 < done < count, "the last run had nothing, or everything, to do"

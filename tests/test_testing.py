@@ -51,6 +51,36 @@ def test_lists_of_two_folds_are_refused(demo, tmp_path, run_test):
     assert "1 videos are in two of the lists" in error and "different folds" in error
 
 
+def test_a_network_is_compared_with_retrieval_without_learning(demo, tmp_path, run_test):
+    printed = run_test().stdout
+    assert "motion energy" in printed and "bootstrap over the 3 recordings" in " ".join(
+        printed.split()
+    )
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rows, metrics = content["comparison"], content["metrics"]
+    assert len(rows) == 4 and rows["all"]["recordings"] == 3
+    for key in ("map", "precision_at_1"):
+        assert rows["all"][key]["network"] == pytest.approx(metrics[key])
+    per_class = {name: rows[f"class {name}"]["map"]["network"] for name in metrics["map_per_class"]}
+    assert per_class == pytest.approx(metrics["map_per_class"])
+    with np.load(tmp_path / "out" / "codes.npz") as file:
+        assert file["query_codes"].shape[1] == content["run"]["bits"]
+    codes = (tmp_path / "out" / "codes.npz").read_bytes()
+    printed = run_test("--no-baselines").stdout
+    assert "motion energy" not in printed
+    assert (tmp_path / "out" / "codes.npz").read_bytes() == codes
+    assert "comparison" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+def test_other_classes_may_be_chosen(demo, tmp_path, run_test):
+    lists = copy_lists(demo, tmp_path / "lists")
+    classes = (lists / "classes.txt").read_text().splitlines()
+    (lists / "classes.txt").write_text("\n".join(["Gliding", *classes[1:]]))
+    warned = run_test("--splits", lists).stderr
+    assert "other classes than those of the training; 1 of 3 are new" in warned
+    assert "Gliding" in (tmp_path / "out" / "metrics.json").read_text()
+
+
 @pytest.fixture
 def moved(demo, trained, tmp_path):
     """A checkpoint whose lists are in a folder that the test may change: (checkpoint, folder)."""

@@ -1,10 +1,13 @@
 """Crop, flip, colour and normalisation of whole clips on the device."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional
 
 from datasets.transforms import augment, prepare
+from retrieval.encode import build_encoder
 
 PLAIN = {"size": 24, "crop": 1.0, "channels": "RGB", "range": 1.0}
 PLAIN |= {"mean": [0.0] * 3, "std": [1.0] * 3}
@@ -67,6 +70,19 @@ def test_motion_is_the_difference_of_frames_and_sees_no_background():
     torch.testing.assert_close(flipped[changed], expected[changed].flip(-1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["rgb", "motion"])
+def test_views_are_interleaved_clips(kind):
+    """12 frames as 3 clips of 4 frames: 0, 3, 6, 9 and so on, adjacent for each video."""
+    clips = noise(batch=2, frames=12)
+    several = {**PLAIN, "input": kind, "views": 3}
+    result = prepare(clips, several)
+    expected = [
+        prepare(clip[None, v::3], {**PLAIN, "input": kind}) for clip in clips for v in range(3)
+    ]
+    assert torch.equal(result, torch.cat(expected))
+    assert torch.equal(train(clips, several), train(clips, {**PLAIN, "input": kind}))  # test time
+
+
 def test_normalisation_is_per_channel():
     clips = torch.zeros(1, 2, 24, 24, 3, dtype=torch.uint8)
     clips[..., 0], clips[..., 1], clips[..., 2] = 255, 51, 0
@@ -122,3 +138,15 @@ def test_large_frames_are_averaged_not_skipped():
         clips[0].permute(0, 3, 1, 2).float() / 255, (24, 24), mode="bilinear", antialias=True
     )
     torch.testing.assert_close(result[0].transpose(0, 1), reference, atol=0.02, rtol=0)
+
+
+def test_the_code_of_a_video_is_the_mean_over_its_views():
+    class Brightness(torch.nn.Module):
+        def forward(self, clips):
+            return clips.mean(dim=(2, 3, 4))
+
+    clips = noise(batch=3, frames=8)
+    preprocessing = {**PLAIN, "views": 4}
+    transform = partial(prepare, preprocessing=preprocessing)
+    codes = build_encoder(Brightness(), transform, torch.device("cpu"))(clips)
+    torch.testing.assert_close(codes, clips.float().mean(dim=(1, 2, 3)) / 255)

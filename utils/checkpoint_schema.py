@@ -63,7 +63,11 @@ PREPROCESSING = schema.record(
         "channels": schema.one_of("RGB", "BGR"),
         "range": schema.real(above=0),
     },
-    {"frame_size": schema.list_of(_pixels, 2, 2), "input": schema.one_of("rgb", "motion")},
+    {
+        "frame_size": schema.list_of(_pixels, 2, 2),
+        "input": schema.one_of("rgb", "motion"),
+        "views": _pixels,
+    },
     others=schema.plain,
 )
 _path = schema.nullable(schema.text)
@@ -162,6 +166,8 @@ def check_content(content, needed=()):
     preprocessing = content["preprocessing"]
     height, width = preprocessing.get("frame_size", (1, 1))
     side, frames = preprocessing["size"], preprocessing["clip_frames"]
+    if frames % preprocessing.get("views", 1):
+        raise schema.SchemaError(f"{frames} frames cannot be divided into the views")
     if frames * max(side * side, height * width) > MOST_PIXELS:
         raise schema.SchemaError(f"a clip of {frames} frames of {side} pixels is too large")
 
