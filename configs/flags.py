@@ -215,8 +215,8 @@ def add_loss_flags(parser):
         "--classification",
         type=number(float, least=0),
         default=0.0,
-        help="weight of a classification loss on the codes, in addition to the triplets; 5 suits "
-        "many classes and short codes",
+        help="weight of a classification loss on the codes, in addition to the triplets, for "
+        "example 5; docs/results.md shows where it helps",
     )
     add(
         "--nested-bits",

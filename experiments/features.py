@@ -15,7 +15,7 @@ from experiments.comparisons import BASELINES, TERMS, score
 
 DEFAULT = {
     # flags of train.py that differ from configs/features.yaml; margin is a fraction of the largest
-    # distance, classes_per_batch at most the number of classes
+    # distance
     "bits": 64,
     "distance": "hamming",
     "margin": 1 / 8,
@@ -110,7 +110,7 @@ def settings_of(name):
     return settings
 
 
-def train_flags(settings, features, num_classes, seed):
+def train_flags(settings, features, seed):
     """The flags of train.py for some settings: argparse.Namespace."""
     settings = {
         key: value for key, value in settings.items() if key not in ("unseen", "prefix", "triplet")
@@ -120,9 +120,7 @@ def train_flags(settings, features, num_classes, seed):
     flags = ["--config", "configs/features.yaml", "--features", features, "--output", "none"]
     for key, value in {**settings, "margin": settings["margin"] * largest, "seed": seed}.items():
         flags += [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
-    args = parse_train_flags(None, [str(flag) for flag in flags])
-    args.classes_per_batch = min(args.classes_per_batch, num_classes)
-    return args
+    return parse_train_flags(None, [str(flag) for flag in flags])
 
 
 # ==== data ====
@@ -185,7 +183,8 @@ def train_head(path, features, labels, settings, seed):
     """Train a hash layer on features (N, D) with the steps of train.py; returns the network."""
     classes, labels = labels.unique(return_inverse=True)
     device = torch.device("cpu")
-    args = train_flags(settings, path, len(classes), seed)
+    args = train_flags(settings, path, seed)
+    train.fit_batches(args, labels.tolist())
     data = FeatureDataset([str(row) for row in range(len(labels))], labels.tolist(), features)
     loader, *_ = build_loaders(data, data, args)
     model, *_ = train.prepare_model(data, args, device)

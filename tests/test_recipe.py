@@ -137,17 +137,17 @@ def test_baselines_keep_the_neighbours_of_the_features(classes):
 
 
 def test_settings_are_flags_of_train_and_differ_from_the_default():
-    default = vars(on_features.train_flags(on_features.DEFAULT, "x.npz", 101, seed=0))
+    default = vars(on_features.train_flags(on_features.DEFAULT, "x.npz", seed=0))
     own = ("unseen", "prefix", "triplet", *comparisons.TERMS)
     for name in on_features.SETTINGS:
         settings = on_features.settings_of(name)
-        flags = vars(on_features.train_flags(settings, "x.npz", 101, seed=0))
+        flags = vars(on_features.train_flags(settings, "x.npz", seed=0))
         changed = [key for key in own if settings[key] != on_features.DEFAULT[key]]
         assert flags != default or changed or name == "default", name
     both = on_features.settings_of("16 bits + margin K/4")
     assert both == {**on_features.DEFAULT, "bits": 16, "margin": 0.25}
-    flags = on_features.train_flags(both, "x.npz", 14, seed=3)
-    assert (flags.margin, flags.classes_per_batch, flags.seed) == (4.0, 14, 3)
+    flags = on_features.train_flags(both, "x.npz", seed=3)
+    assert (flags.margin, flags.bits, flags.seed) == (4.0, 16, 3)
 
 
 @pytest.fixture
