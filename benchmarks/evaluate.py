@@ -170,7 +170,7 @@ def ours(query_codes, query_labels, database_codes, database_labels, top_r):
     from retrieval.metrics import evaluate
 
     metrics = evaluate(query_codes, query_labels, database_codes, database_labels, top_r=top_r)
-    return metrics["map_at_r_found"]
+    return metrics[f"map_at_{top_r}_found"]
 
 
 def ours_single(*arguments):

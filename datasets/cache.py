@@ -147,6 +147,7 @@ class CachedDataset(Dataset):
         self.names, self.labels, self.clip_frames = data.names, data.labels, data.clip_frames
         self.views = data.views
         self.frame_size, self.extraction = data.frame_size, data.extraction
+        self.data = data
         self.path, self.location = path, location
         self.device = device if location == "device" else torch.device("cpu")
         array = np.load(path, mmap_mode="r")
@@ -182,6 +183,10 @@ class CachedDataset(Dataset):
         if isinstance(self.clips, np.ndarray):
             return torch.from_numpy(self.clips[rows, columns]), labels
         return self.clips[self._to_device(rows), self._to_device(columns)], labels
+
+    def aspect(self, index):
+        """Width over height of a video as a player shows it, or None; see FrameDataset."""
+        return self.data.aspect(index)
 
     def read(self, index, num_frames):
         """`num_frames` evenly spaced frames of a video: (num_frames, H, W, 3) uint8."""

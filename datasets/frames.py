@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.frame_folders import read_extraction, recorded_frames
+from datasets.frame_folders import read_extraction, read_record, recorded_frames
 from datasets.sampling import even_positions
 from datasets.splits import SplitError
 
@@ -102,6 +102,14 @@ class FrameDataset(Dataset):
         index, seed = split_item(item)
         num_frames = self.clip_frames * (self.views if seed is None else 1)
         return torch.from_numpy(self.read(index, num_frames, seed)), self.labels[index]
+
+    def aspect(self, index):
+        """Width over height of a video as a player shows it; None if its extraction is an old one.
+
+        Frames are often extracted at another one.
+        """
+        record = read_record(self.root / self.names[index]) or {}
+        return record["width"] / record["height"] if "height" in record else None
 
     def read(self, index, num_frames, seed=None):
         """`num_frames` frames of a video, see `clip_positions`: (num_frames, H, W, 3) uint8."""

@@ -66,6 +66,13 @@ def converter(size):
     return convert
 
 
+def shown_size(candidate):
+    """(height, width) in pixels of a Frame as a player shows it: turned, with square pixels."""
+    swap, *_ = _orientation(candidate.frame)
+    height = candidate.frame.width if swap else candidate.frame.height
+    return height, _shown_width(candidate, height, swap)
+
+
 def _shown_width(candidate, height, swap):
     """The width in pixels that keeps the aspect ratio at this height, limited by WIDEST."""
     aspect = candidate.frame.width * candidate.pixel_aspect / candidate.frame.height

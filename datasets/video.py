@@ -14,7 +14,7 @@ import av
 import cv2
 import numpy as np
 
-from datasets.picture import Frame, VideoError, converter
+from datasets.picture import Frame, VideoError, converter, shown_size
 from datasets.sampling import RecentFrames
 
 MOST_PIXELS = 2**26  # of a frame: twice 8K
@@ -90,13 +90,10 @@ def iterate_video(path, size):
 
 
 def describe_last(frame, count):
-    """A video's number of frames, seconds, and size in pixels, by its last frame: dict."""
-    return {
-        "decoded": count,
-        "seconds": round(frame.seconds + frame.duration, 6),
-        "width": frame.frame.width,
-        "height": frame.frame.height,
-    }
+    """A video's number of frames, seconds, and size as a player shows it, by its last frame."""
+    height, width = shown_size(frame)
+    seconds = round(frame.seconds + frame.duration, 6)
+    return {"decoded": count, "seconds": seconds, "width": width, "height": height}
 
 
 # ==== decoding ====

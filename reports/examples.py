@@ -6,6 +6,8 @@ of class names.
 
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 
 from reports.figures import save_figure
@@ -86,9 +88,19 @@ def write_embeddings(folder, codes, queries, database, classes):
         "video": [dataset.names[index] for dataset, _, index in videos],
     }
     bar = progress(videos, "thumbnails", leave=False)
-    write_projector(folder, codes, columns, (middle_frame(data, i) for data, _, i in bar))
+    write_projector(folder, codes, columns, (data.read(i, 1)[0] for data, _, i in bar))
+
+
+def read_shown(dataset, index, num_frames):
+    """Frames (T, H, W, 3) uint8 RGB of a video, in the aspect ratio that a player shows."""
+    frames, aspect = dataset.read(index, num_frames), dataset.aspect(index)
+    height, width = frames.shape[1:3]
+    shown = round(height * aspect) if aspect else width
+    if shown == width:
+        return frames
+    return np.stack([cv2.resize(frame, (max(1, shown), height)) for frame in frames])
 
 
 def middle_frame(dataset, index):
-    """One frame (H, W, 3) uint8 RGB."""
-    return dataset.read(index, 1)[0]
+    """One frame (H, W, 3) uint8 RGB, as `read_shown` returns it."""
+    return read_shown(dataset, index, 1)[0]

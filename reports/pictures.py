@@ -12,7 +12,7 @@ from utils.errors import printable
 
 RIGHT, WRONG, QUERY = "#0072B2", "#D55E00", "#57606A"
 SIGNS = {True: "✓", False: "✗"}
-CELL = 1.1  # inches, the height of a frame
+CELL, WIDEST = 1.1, 1.4  # inches, the height of a frame; width over height of the room for it
 GAP_X, GAP_Y = 0.12, 0.42  # inches between frames; the lower one holds the text
 LETTERS_PER_INCH = 15  # of the text
 
@@ -27,7 +27,7 @@ def retrieval_figure(rows, title):
     columns = max(map(len, rows))
     frames = [entry[0] for row in rows for entry in row]
     ratio = max(frame.shape[1] / frame.shape[0] for frame in frames)
-    width, height = CELL * min(ratio, 2) + GAP_X, CELL + GAP_Y
+    width, height = CELL * min(ratio, WIDEST) + GAP_X, CELL + GAP_Y
     size = columns * width + 3 * GAP_X, len(rows) * height + 0.4
     figure = Figure(figsize=size, dpi=110)
     axes = figure.add_axes((0, 0, 1, 1))

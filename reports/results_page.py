@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from reports.examples import read_shown
 from reports.page import preview, write_page
 from utils.terminal import progress
 
@@ -45,7 +46,7 @@ def write_results_page(path, metrics, found, examples, queries, database, classe
 
 def describe_video(dataset, index, classes):
     """A video as `write_page` takes it."""
-    label, frames = classes[dataset.labels[index]], dataset.read(index, PREVIEW_FRAMES)
+    label, frames = classes[dataset.labels[index]], read_shown(dataset, index, PREVIEW_FRAMES)
     return {"path": dataset.names[index], "class": label, "preview": preview(frames)}
 
 

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from reports.figures import precision_at_figure, precision_recall_figure
 from utils import schema
 from utils.files import is_utf8, write_text
-from utils.terminal import print_main
+from utils.terminal import print_main, warn
 
 RECORD = schema.record({"epoch": schema.whole()})
 RESULTS = ("loss", "loss_all", "active_fraction")  # other numbers of "train" are diagnostics
@@ -111,7 +111,7 @@ class RunLog:
             self.board = SummaryWriter(str(folder), purge_step=finished + 1)
         else:
             self.board = None
-            print_main(f"warning: {folder}: not UTF-8; no TensorBoard files, only {self.path.name}")
+            warn(f"{folder}: not UTF-8; no TensorBoard files, only {self.path.name}")
 
     def read(self):
         """The records so far: a list of dicts, without damaged lines, such as half a last line."""

@@ -216,7 +216,7 @@ def test_collapsed_codes_are_reported(copy, trained, run_script):
         replace(path, grey)
     flags = ("--colour-jitter", 0, "--freeze-batch-norm", "--epochs", 13)
     command = train_command(copy, copy / "run", *flags)
-    lines = run_script(*command).stdout.splitlines()
+    lines = run_script(*command).stderr.splitlines()
     warnings = [line for line in lines if line.startswith("warning: the codes have collapsed")]
     assert ["for 10 epochs" in line for line in warnings] == [True, False]  # and at the end
     assert "for 12 epochs" in warnings[1] and "try --clips-per-class 15, then --lr" in warnings[1]

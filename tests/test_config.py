@@ -10,7 +10,7 @@ import make_splits
 import search
 import test
 import train
-from configs import flags
+from configs import flags, search_flags, test_flags
 from losses import DISTANCES, MINING
 from models import BACKBONES, NORMALISATIONS
 from utils.argtypes import number
@@ -175,8 +175,9 @@ def test_help_fits_80_columns_and_names_every_default(parser, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["search.py"])
     assert "(default: 128 171)" in parser.format_help()
     assert "--batch-size N " in parser.format_help()
-    parsers = [parser, flags.build_parser(train.__doc__), test.build_parser()]
-    parsers += [search.build_parser(), *search.build_parser().commands.values()]
+    parsers = [parser, flags.build_parser(train.__doc__), test_flags.build_parser(test.__doc__)]
+    found = search_flags.build_parser(search.__doc__)
+    parsers += [found, *found.commands.values()]
     parsers += [extract_frames.build_parser(), make_splits.build_parser()]
     for each in parsers:
         text = each.format_help()

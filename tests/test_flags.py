@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 import extract_frames
 import make_splits
-import search
-import test as test_script
+from configs import search_flags, test_flags
 from configs.flags import BACKBONES, build_parser, parse_train_flags
 from utils.config import parse_args
 
@@ -22,11 +21,14 @@ from utils.config import parse_args
         (build_parser, ["--conf", "configs/demo.yaml"]),
         (build_parser, ["--config", "configs/demo.yaml", "--epoch", "3"]),
         (build_parser, ["--config", "configs/demo.yaml", "--bit", "16"]),
-        (test_script.build_parser, ["--check", "best.pt"]),
+        (test_flags.build_parser, ["--check", "best.pt"]),
         (extract_frames.build_parser, ["--videos", "v", "--frames", "f", "--worker", "2"]),
         (make_splits.build_parser, ["--data", "folder", "--frames", "f", "--output", "o"]),
-        (search.build_parser, ["query", "--index", "i", "--vid", "v"]),
-        (search.build_parser, ["index", "--checkpoint", "c", "--video", "v", "--output", "o"]),
+        (search_flags.build_parser, ["query", "--index", "i", "--vid", "v"]),
+        (
+            search_flags.build_parser,
+            ["index", "--checkpoint", "c", "--video", "v", "--output", "o"],
+        ),
     ],
 )
 def test_abbreviated_flags_are_refused(build, flags, capsys, monkeypatch):

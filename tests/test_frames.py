@@ -1,12 +1,19 @@
 """Split lists, frame folders and the clips read from them."""
 
+import json
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from datasets.frame_folders import RECORD
 from datasets.frames import FrameDataset, clip_positions, list_frames, read_frame
+from datasets.picture import Frame, shown_size
 from datasets.splits import SplitError, read_split
+from reports.examples import read_shown
 
 
 def write_frames(folder, numbers, size=(8, 12), name="{}.jpg"):
@@ -64,6 +71,26 @@ def test_positions_cover_the_video_in_order(available, wanted):
         assert (drawn < np.maximum(segments + available / wanted, drawn.min() + 1)).all()
         assert drawn.max() < available
         assert np.ptp(np.diff(drawn)) <= 1  # as even as whole frames allow: the pace is kept
+
+
+def test_reports_show_videos_in_their_own_aspect_ratio(tmp_path):
+    """Frames are often extracted at another one, such as 64 x 64."""
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "000000.jpg"), np.zeros((64, 64, 3), np.uint8))
+    record = {"video": "a.avi", "size": 1, "mtime_ns": 1, "frames": 1, "decoded": 9}
+    record |= {"seconds": 1.0, "width": 360, "height": 240}
+    (tmp_path / "new" / RECORD).write_text(json.dumps(record))
+    data = FrameDataset(["new", "old"], [0, 0], tmp_path, 1)
+    assert data.aspect(0) == 1.5 and data.aspect(1) is None
+    assert read_shown(data, 0, 2).shape == (2, 64, 96, 3)
+    assert read_shown(data, 1, 2).shape == (2, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("pixel_aspect", "width"), [(1, 64), (2, 128), (Fraction(3, 4), 48)])
+def test_the_size_of_a_video_is_that_of_square_pixels(pixel_aspect, width):
+    frame = Frame(av.VideoFrame(64, 48, "yuv420p"), pixel_aspect)
+    assert shown_size(frame) == (48, width)
 
 
 def test_jitter_is_a_function_of_the_seed_alone(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 CLASSES = ("Biking", "BoxingSpeedBag", "Diving", "JavelinThrow")
 SIZE = (48, 64)
-TINY = "--clip-frames 8 --size 32 --width 0.125 --bits 16 --epochs 1 --warmup-epochs 0"
+TINY = "--clip-frames 8 --views 1 --size 32 --width 0.125 --bits 16 --epochs 1 --warmup-epochs 0"
 TINY += " --classes-per-batch 4 --clips-per-class 2 --workers 1"
 
 

@@ -260,7 +260,7 @@ def test_clips_are_trained_and_compared_with_codes_made_without_labels(tmp_path,
             frame = rng.integers(0, 256, (16, 16, 3), np.uint8) // 2 + 100 * label
             cv2.imwrite(str(folder / f"{number:06d}.jpg"), frame)
     train_flags = "--epochs 1 --size 16 --clip-frames 4 --width 0.125 --bits 8 --workers 0"
-    train_flags += " --classes-per-batch 2 --clips-per-class 4 --device cpu"
+    train_flags += " --classes-per-batch 2 --clips-per-class 4 --device cpu --input rgb --views 1"
     names = ["default", *comparisons.BASELINES]
     flags = ["--folds", "1", "--seeds", "1", "--flags", train_flags, "--names", *names]
     rows = run_recipe("clips", "--frames", str(tmp_path / "frames"), *flags)

@@ -93,6 +93,12 @@ def print_main(line):
         tqdm.write(printable(line))
 
 
+def warn(message):
+    """Print a warning to standard error, in the main process only."""
+    if is_main_process():
+        tqdm.write(printable(f"warning: {message}"), file=sys.stderr)
+
+
 def progress(
     iterable=None, description=None, total=None, unit="it", leave=True, is_shown=True, initial=0
 ):
