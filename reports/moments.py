@@ -31,7 +31,7 @@ def format_search(found):
 
 
 def describe_tie(tie):
-    """A line for results at one distance that more moments have, such as: rank 4-5: 96 moments tie."""
+    """A line for results at one distance that more moments have: rank 4-5: 96 moments tie."""
     ranks = f"{tie['first']}-{tie['last']}" if tie["first"] < tie["last"] else str(tie["first"])
     bits = "1 bit" if tie["distance"] == 1 else f"{tie['distance']} bits"
     return f"rank {ranks}: {tie['windows']} moments tie at {bits}"
