@@ -134,7 +134,7 @@ HOSTILE = {
     "crop NaN": (("preprocessing", "crop"), float("nan"), "must be a number"),
     "an unknown order": (("preprocessing", "channels"), "RBG", "'RGB' or 'BGR', not 'RBG'"),
     "two means": (("preprocessing", "mean"), [0.4, 0.4], "must have 3 items, not 2"),
-    "no classes": (("classes",), [], "at least 1 items"),
+    "no classes": (("classes",), None, "a list"),
     "a class that is a number": (("classes",), [3], "must be text, not 3"),
     "a class with NUL": (("classes",), ["a\0"], "must be text"),
     "settings in a list": (("settings",), [], "must be a dict, not a list"),

@@ -270,4 +270,5 @@ def test_clips_are_trained_and_compared_with_codes_made_without_labels(tmp_path,
     metrics = json.loads((tmp_path / "out" / "default-1-0" / "test" / "metrics.json").read_text())
     assert float(rows[0]["map"]) == pytest.approx(metrics["metrics"]["map"])
     for row in rows[1:]:  # brightness alone separates the classes, which chance (0.5) does not
-        assert float(row["map"]) > 0.8
+        is_real = row["setting"].startswith("cosine")  # the signs of raw features mean nothing
+        assert float(row["map_real" if is_real else "map"]) > 0.8
