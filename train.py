@@ -241,7 +241,7 @@ def open_run(checkpoints, device, args):
     if not distributed.is_main():
         return None
     log = RunLog(folder, state.epoch)
-    config = {key: value for key, value in run_settings(args).items() if value is not None}
+    config = {key: value for key, value in run_settings(args).items() if value not in (None, [])}
     config = {key: value for key, value in config.items() if key not in ("config", "restart")}
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     log_environment(folder / "environment.jsonl", device, distributed.world_size())

@@ -104,6 +104,7 @@ def open_batches(args, device):
         names=[str(i) for i in range(len(labels))],
         labels=labels,
         clip_frames=args.clip_frames,
+        views=1,
         frame_size=shape[2:],
         extraction=None,
     )

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from datasets.frames import list_frames, read_frame
+from datasets.frame_files import list_frames, read_frame
 from utils.errors import printable
 from utils.terminal import progress
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def describe_epoch(record, epochs, remaining, is_best):
     return line
 
 
+def warn_of_thread(failure):
+    """For threading.excepthook: one line when TensorBoard's thread cannot write its file."""
+    if isinstance(failure.exc_value, OSError):
+        warn(f"TensorBoard: {failure.exc_value}")
+    else:
+        threading.__excepthook__(failure)
+
+
 class RunLog:
     """metrics.jsonl and the TensorBoard event files of a run folder.
 
@@ -107,6 +116,7 @@ class RunLog:
         kept = [record for record in records if record["epoch"] <= finished]
         self.seconds = kept[-1].get("seconds", 0.0) if kept else 0.0
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        threading.excepthook = warn_of_thread
         if is_utf8(folder):
             self.board = SummaryWriter(str(folder), purge_step=finished + 1)
         else:

@@ -24,11 +24,15 @@ def last_line(process, status=0):
 
 
 def read_tree(frames):
-    """Every file below a folder of frames with its content, but for locks."""
+    """Every file below a folder of frames with its content.
+
+    But for locks, and for tables of videos: each shard writes its own, and one of videos that were
+    there already lacks what only decoding tells.
+    """
     return {
         str(path.relative_to(frames)): path.read_bytes()
         for path in sorted(frames.rglob("*"))
-        if path.is_file() and not path.name.startswith(".lock")
+        if path.is_file() and not path.name.startswith((".lock", "videos"))
     }
 
 

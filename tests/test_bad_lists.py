@@ -179,7 +179,7 @@ def test_other_spellings_of_paths_change_nothing(copy, trained, run_script):
 
 def test_a_label_that_contradicts_the_folder_gives_a_warning(copy, run_script):
     edit(b" 2\n", b" 0\n")(copy)
-    output = run_script(*train_command(copy, copy / "run", "--epochs", 1)).stdout
+    output = run_script(*train_command(copy, copy / "run", "--epochs", 1)).stderr
     assert "has the id of another class" in output
 
 

@@ -53,7 +53,7 @@ def test_extraction_names_every_failure_and_decodes_the_rest(bad, run_script):
             assert failures.pop(f"Class/{name}").startswith(outcome), name
             assert not folder.exists()
     assert not failures
-    left = {".lock", ".lock-1-of-1", "Class", "extraction.json", "failures.csv"}
+    left = {".lock", ".lock-1-of-1", "Class", "extraction.json", "failures.csv", "videos.csv"}
     assert {path.name for path in (root / "frames").iterdir()} == left
 
     folders = ["--frames", root / "frames", "--output", root / "splits"]

@@ -8,6 +8,7 @@ import shlex
 import pytest
 from helpers import ROOT
 
+from configs import search_flags, test_flags
 from configs.flags import parse_train_flags
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +52,9 @@ def anchors(path):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+PARSERS = {"test.py": test_flags.build_parser, "search.py": search_flags.build_parser}
+
+
 def load_script(name):
     spec = importlib.util.spec_from_file_location(f"script_{name[:-3]}", ROOT / name)
     module = importlib.util.module_from_spec(spec)
@@ -80,6 +84,8 @@ def test_scripts_accept_the_commands(words, monkeypatch):
     script, *arguments = words
     if script == "train.py":
         parse_train_flags(None, arguments)
+    elif script in PARSERS:
+        PARSERS[script]().parse_args(arguments)
     else:
         load_script(script).build_parser().parse_args(arguments)
 

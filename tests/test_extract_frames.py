@@ -100,6 +100,12 @@ def test_names_survive_and_a_second_run_does_nothing(videos, tmp_path, run_scrip
     picture = cv2.imread(str(frames / "clap" / "plain" / "000000.jpg"))
     assert picture.shape == (24, 32, 3)
     assert not (frames / ".partial").exists()
+    with open(frames / "videos.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["video"] for row in rows) == sorted(f"clap/{name}.avi" for name in HARD_NAMES)
+    for row in rows:  # 40 frames at 25 per second
+        decoded = row["decoded"], row["seconds"], row["width"], row["height"]
+        assert decoded == ("40", "1.6", "64", "64")
 
     shutil.rmtree(frames / "clap" / "plain")
     before = (frames / "clap" / HARD_NAMES[1] / "000000.jpg").stat().st_mtime_ns

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.frame_files import list_frames, read_frame
 from datasets.frame_folders import RECORD
-from datasets.frames import FrameDataset, clip_positions, list_frames, read_frame
+from datasets.frames import FrameDataset, clip_positions
 from datasets.picture import Frame, shown_size
 from datasets.splits import SplitError, read_split
 from reports.examples import read_shown

@@ -26,7 +26,7 @@ from reports.run_log import RunLog
 from utils.checkpoint import FORMAT, append_hash, load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import write_text
-from utils.train_state import RunCheckpoints, TrainState
+from utils.train_state import NUM_TOTALS, RunCheckpoints, TrainState
 
 SIZES = pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
 
@@ -68,7 +68,7 @@ def make_state(seed=0):
     optimizer.step()
     scheduler.step()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, optimizer, scheduler, scaler, 1, 0, (1.0,) * 5, 0.5)
+    return TrainState(model, optimizer, scheduler, scaler, 1, 0, (1.0,) * NUM_TOTALS, 0.5)
 
 
 METADATA = {

@@ -1,5 +1,6 @@
 """Each script killed at random moments and run again: the result is that of an undisturbed run."""
 
+import json
 import random
 import shutil
 import signal
@@ -9,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import extract_and_split, train_command
-from test_search import index_command, write_checkpoint
+from test_search import content, index_command, write_checkpoint
 
 from datasets.synthetic import make_dataset
+from retrieval.index import TABLE
 
 
 def read_tree(root):
-    """Every file below a folder with its content, but for logs, which hold times."""
+    """Every file below a folder with its content, but for logs, which hold times.
+
+    Of an index, whose files have random names, the rows.
+    """
+    if (root / TABLE).is_dir():
+        return content(root)
     logs = ("events.out", "metrics.jsonl", "environment.jsonl", "config.yaml", "previous.pt")
     return {
         str(path.relative_to(root)): read_comparable(path)
@@ -32,6 +39,8 @@ def read_comparable(path):
     if path.suffix == ".pt":
         content = torch.load(path, weights_only=True)["model"]
         return b"".join(tensor.numpy().tobytes() for tensor in content.values())
+    if path.name == "metrics.json":
+        return {**json.loads(path.read_text()), "run": None}  # it has the time and the command
     return path.read_bytes()
 
 

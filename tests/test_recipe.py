@@ -94,7 +94,7 @@ def search(encode, classes):
 def train(classes, **changes):
     """mAP after training on the database with DEFAULT and changes."""
     small = {"epochs": 30, "clips_per_class": 8, "bits": 32, "lr": 2e-2, "classification": 0.0}
-    settings = {**on_features.DEFAULT, **small, **changes}
+    settings = {**on_features.DEFAULT, **small, "classes_per_batch": 4, **changes}
     features, labels, _, database = classes
     data = features[database], labels[database]
     return search(on_features.train_head("x.npz", *data, settings, seed=0), classes)
