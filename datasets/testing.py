@@ -103,7 +103,7 @@ def check_same_classes(checkpoint, classes, where, is_chosen):
     Retrieval needs no equal classes. where: the lists or features, for the message.
     """
     trained = checkpoint["classes"]
-    if classes == trained:
+    if classes == trained or not trained:  # none without labels
         return
     if not is_chosen:
         raise SplitError(
@@ -129,6 +129,8 @@ def check_lists(checkpoint, queries, database, val, splits, is_chosen):
     if set(queries.names) & set(videos["val"]):
         warn(f"{splits}/test.txt has validation videos, which selected best.pt")
     trained_hash = checkpoint.get("data", {}).get("lists")
+    if not checkpoint["classes"]:  # made without labels, so without lists
+        return
     if trained_hash is None:
         warn(
             "the checkpoint is of an early version, which did not record the lists of the training"

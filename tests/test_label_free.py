@@ -11,7 +11,7 @@ from test_search import content, write_checkpoint
 from datasets.synthetic import make_dataset
 from models.label_free import CLIPS, build_label_free
 from retrieval.index import Index
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 pytestmark = pytest.mark.scripts
@@ -69,6 +69,28 @@ def test_one_command_makes_updates_and_searches_an_index(weights, videos, tmp_pa
     for flags in (["--bits", 16], ["--pretrained", weights]):
         message = run_script(*moved, *flags, status=1).stderr
         assert "already has an encoder, of 8 bits" in message
+
+
+def test_its_codes_are_measured_without_false_warnings(weights, demo, tmp_path, run_script):
+    """The frames of the demo have another size than the weights want, which is refused first."""
+    run_script(
+        *index_command(demo / "videos", tmp_path / "index"), "--pretrained", weights, "--bits", 8
+    )
+    data = ["--frames", demo / "frames", "--splits", demo / "splits", "--output", tmp_path / "out"]
+    command = [
+        "test.py",
+        "--checkpoint",
+        tmp_path / "index" / "encoder.pt",
+        *data,
+        "--device",
+        "cpu",
+    ]
+    assert "the size of the frames is" in run_script(*command, status=1).stderr
+    content = load_checkpoint(tmp_path / "index" / "encoder.pt")
+    content["preprocessing"]["frame_size"] = [20, 24]
+    save_checkpoint(tmp_path / "index" / "encoder.pt", content)
+    result = run_script(*command)
+    assert "mAP" in result.stdout and "warning" not in result.stderr
 
 
 def test_two_processes_fit_one_encoder(weights, videos, tmp_path, run_script):
