@@ -151,7 +151,6 @@ def extract_video(job, settings):
     Returns (whether the disk is the cause of a failure, the reason of a failure or None).
     """
     video, folder, temporary = job
-    cv2.setNumThreads(1)
     num_frames, size, quality = (settings[key] for key in ("num_frames", "size", "quality"))
     try:
         if len(folder.name.splitlines()) > 1:

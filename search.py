@@ -412,7 +412,6 @@ def write_search_page(page, searches, indexes, args):
 
 def read_preview(moment):
     """(data URI, None) of a moment (path, start, end), or (None, reason). In a worker process."""
-    cv2.setNumThreads(1)
     path, start, end = moment
     try:
         size = (PREVIEW_HEIGHT, None)  # the aspect ratio that a player shows

@@ -8,7 +8,7 @@ import threading
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.process_pool import end_with_parent
+from datasets.process_pool import end_with_parent, use_one_opencv_thread
 from datasets.samplers import PKBatchSampler, RandomBatchSampler
 from utils.errors import UserError, delay_ctrl_c
 
@@ -70,6 +70,8 @@ class ClipLoader(DataLoader):
     def __iter__(self):
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().__iter__()
+        if self.num_workers:
+            use_one_opencv_thread()
         with delay_ctrl_c():
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
@@ -104,6 +106,7 @@ def _already_a_batch(batch):
 
 def _start_worker(_):
     end_with_parent()
+    use_one_opencv_thread()
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_obey_parent, daemon=True).start()
     else:  # macOS

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import cv2
+
 from utils.errors import delay_ctrl_c
 
 # Forked workers start at once and do not import PyTorch again. Elsewhere forking is not safe.
@@ -86,6 +88,7 @@ def _start_worker(function, others):
     is_forked = CONTEXT.get_start_method() == "fork"
     inherited = [ours, *(worker.connection for worker in others)] if is_forked else []
     process = CONTEXT.Process(target=_serve, args=(function, theirs, inherited), daemon=True)
+    use_one_opencv_thread()
     with delay_ctrl_c():
         process.start()
     theirs.close()
@@ -138,9 +141,19 @@ def end_with_parent():
             os._exit(1)  # the parent ended before that call
 
 
+def use_one_opencv_thread():
+    """Let OpenCV work in the calling thread, here and in processes that are forked later.
+
+    The workers already fill the processor. OpenCV's own threads would not be in a forked process;
+    there, the call that ends them waits for them for ever. So call this before forking.
+    """
+    cv2.setNumThreads(1)
+
+
 def _serve(function, connection, inherited):
     """Answer jobs until the connection is closed."""
     end_with_parent()
+    use_one_opencv_thread()  # not inherited by a process that was not forked
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers

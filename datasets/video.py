@@ -233,7 +233,6 @@ def read_clips(path, preprocessing, window, stride, start=0.0, end=float("inf"))
 
     preprocessing: dict with clip_frames and frame_size.
     """
-    cv2.setNumThreads(1)
     try:
         frames, size = preprocessing["clip_frames"], preprocessing["frame_size"]
         yield from read_windows(path, frames, size, window, stride, start, end)

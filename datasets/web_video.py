@@ -56,7 +56,6 @@ def write_webm(job):
     job: (path, start, end, target), with times in seconds. The moment is cut after MOST_SECONDS.
     """
     path, start, end, target = job
-    cv2.setNumThreads(1)
     try:
         with (
             av.open(str(target), "w", format="webm") as container,

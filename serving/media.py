@@ -162,7 +162,6 @@ def write_preview(job):
     job: (path, start, end, target, is_still). Runs in a worker process.
     """
     path, start, end, target, is_still = job
-    cv2.setNumThreads(1)
     try:
         size = (PREVIEW_HEIGHT, None)  # the aspect ratio that a player shows
         frames = read_video(path, 1 if is_still else PREVIEW_FRAMES, size, start, end)

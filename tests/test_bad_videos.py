@@ -133,7 +133,6 @@ def test_the_longest_name_that_a_file_system_takes(bad, tmp_path, run_script):
 
 def read_or_reason(path):
     """Runs in a worker: (shape of the clip, None) or (None, reason)."""
-    cv2.setNumThreads(1)
     try:
         return read_video(path, 4, (20, 24)).shape, None
     except (VideoError, cv2.error) as error:

@@ -9,9 +9,12 @@ import sys
 import threading
 import time
 
+import cv2
+import numpy as np
 import pytest
 from helpers import ROOT
 
+from datasets.loaders import ClipLoader
 from datasets.process_pool import MORE, run_jobs
 
 pytestmark = pytest.mark.scripts
@@ -53,6 +56,33 @@ def test_a_crash_or_a_hang_costs_one_job():
         "raise": "MemoryError: too large",
     }
     assert sum(result is not None for _, result, _ in answers) == 5
+
+
+def blur(side):
+    """OpenCV's threads at work, then ended, as by code that wants one thread."""
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((side, side, 3), np.uint8), (9, 9), 0)
+    cv2.setNumThreads(1)
+    return side, None
+
+
+class Blurred:
+    def __getitem__(self, index):
+        return blur(2000)[0]
+
+    def __len__(self):
+        return 4
+
+
+def test_workers_can_use_opencv_after_its_threads_ran_in_the_main_process():
+    """A forked process has no copy of these threads; it would wait for their end for ever."""
+    for workers_of in (
+        lambda: [result for _, result, _ in run_jobs(blur, [2000] * 4, workers=2, seconds=10)],
+        lambda: [int(side) for side in ClipLoader(Blurred(), 2, batch_size=None, timeout=10)],
+    ):
+        cv2.setNumThreads(2)
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)
+        assert workers_of() == [2000] * 4
 
 
 def count_up(job):
