@@ -46,7 +46,7 @@ def answer_query(indexes, query, parts, options):
     conditions, copies = zip(
         *(limit_search(index, query, options) for index in indexes), strict=True
     )
-    only = [f"path IN ({names})" if names else "false" for names in map(join_names, copies)]
+    only = [f"_rowid IN ({rows})" if rows else "false" for rows in map(join_rows, copies)]
     count = max(
         4 * options.top, options.rerank, options.mix_ties * options.most_mixed // len(parts)
     )
@@ -67,42 +67,42 @@ def answer_query(indexes, query, parts, options):
 
 
 def limit_search(index, query, options):
-    """(condition of SQL or None, paths of the videos with the content of the query: set)."""
+    """(condition of SQL or None, `same_files` with the content of the query)."""
     own, copies = same_files(index, query)
     limits = []
     if options.exclude_query and own:
-        limits.append(f"path NOT IN ({join_names(own)})")
-        copies -= own
+        limits.append(f"_rowid NOT IN ({join_rows(own)})")
+        copies = {path: rows for path, rows in copies.items() if path not in own}
     if options.class_name is not None:
         limits.append(f"class = {quote(encode_path(options.class_name))}")
-        copies = set()
+        copies = {}
     if options.path is not None:
         limits.append(f"regexp_like(path, {quote(glob_to_regex(options.path))})")
-        copies = set()
+        copies = {}
     return " AND ".join(limits) or None, copies
 
 
 def same_files(index, query):
-    """The videos of an index that are the file of the query, and that have its content: two sets.
+    """The videos of an index that are the file of the query, and that have its content.
 
-    Files that cannot be read are neither.
+    Returns two dicts {path: row ids}. Files that cannot be read are neither.
     """
-    own, copies = set(), set()
+    own, copies = {}, {}
     if is_remote(index.videos) or not os.path.isfile(query):
         return own, copies
-    for path in index.find(f"size = {os.path.getsize(query)}"):
+    for path, rows in index.find(f"size = {os.path.getsize(query)}").items():
         file = os.path.join(index.videos, path)
         with contextlib.suppress(OSError):
             if os.path.samefile(query, file):
-                own.add(path)
+                own[path] = rows
             if path in own or filecmp.cmp(query, file, shallow=False):
-                copies.add(path)
+                copies[path] = rows
     return own, copies
 
 
-def join_names(paths):
-    """Paths as a list of SQL literals."""
-    return ", ".join(quote(encode_path(path)) for path in sorted(paths))
+def join_rows(videos):
+    """The row ids of `Index.find` as a list of SQL. Lance takes such rows without a scan."""
+    return ", ".join(str(row) for rows in videos.values() for row in rows)
 
 
 def glob_to_regex(pattern):

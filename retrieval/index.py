@@ -17,6 +17,8 @@ import json
 import os
 import warnings
 import zlib
+from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 import lance
@@ -105,6 +107,15 @@ def is_inside(path):
     return is_normal and not os.path.isabs(path) and path.split(os.sep)[0] not in (".", "..")
 
 
+@lru_cache(2**16)  # many rows of an answer are of one video
+def decode_safe_path(text):
+    """The path that `encode_path` encoded. Raises ValueError if it does not lead below a folder."""
+    path = decode_path(text)
+    if not is_inside(path):
+        raise ValueError
+    return path
+
+
 def quote(text):
     """A text as a literal of the SQL of Lance's filters."""
     return "'" + text.replace("'", "''") + "'"
@@ -184,11 +195,14 @@ class Index:
             return self.table._take_rows(pa.array(row_ids, pa.uint64()), columns=list(columns))
 
     def find(self, where):
-        """The paths of the videos whose first window fulfils a condition of SQL: list of str."""
+        """The rows that fulfil a condition of SQL, by video: {path: list of row ids}."""
+        options = {"columns": ["path"], "with_row_id": True}
         with lance_errors(self.location):
-            condition = f"start = 0 AND ({where})"
-            found = self.table.scanner(columns=["path"], filter=condition).to_table().to_pylist()
-        return [self.check(row)["path"] for row in found]
+            found = self.table.scanner(filter=where, **options).to_table()
+        rows = defaultdict(list)
+        for row in found.to_pylist():
+            rows[row["path"]].append(row["_rowid"])
+        return {self.check({"path": path})["path"]: ids for path, ids in rows.items()}
 
     def check(self, row):
         """A row (dict) with its path decoded.
@@ -196,15 +210,13 @@ class Index:
         Raises IndexFileError unless it leads to a file below the folder of videos.
         """
         try:
-            path = decode_path(row["path"])
+            path = decode_safe_path(row["path"])
             names = {"class": row["class"] and decode_path(row["class"])} if "class" in row else {}
         except ValueError:
-            path = ""
-        if not is_inside(path):
             raise IndexFileError(
                 f"{self.location}: a row names {row['path']!r}, which is not below its folder of "
                 "videos; do not use this index"
-            )
+            ) from None
         if "end" in row and not 0 <= row["start"] < row["end"] < 2**53:
             raise damaged(self.location, f"a row has the times {row['start']} to {row['end']}")
         return {**row, **names, "path": path}
