@@ -49,7 +49,7 @@ from reports.moments import format_search, format_times
 from reports.page import PREVIEW_HEIGHT, link_file, preview, write_page
 from retrieval.answers import Options, answer_query
 from retrieval.encode import build_encoder, encode_windows
-from retrieval.index import Index, IndexFileError, write_parquet
+from retrieval.index import Index, IndexFileError, is_unchanged, write_parquet
 from retrieval.index_update import (
     Appender,
     check_index_folder,
@@ -386,10 +386,17 @@ def check_file(path, flag, example):
 
 
 def write_search_page(page, searches, indexes, args):
-    """Write the results as a page with animated previews; a video that is gone has none."""
+    """Write the results as a page with animated previews.
+
+    A video that is gone or has another size than when it was indexed has none.
+    """
     moments = [(found["path"], found["start"], found["end"]) for found in searches]
     results = [result for found in searches for result in found["results"]]
-    moments += [(result["path"], result["start"], result["end"]) for result in results]
+    moments += [
+        (result["path"], result["start"], result["end"])
+        for result in results
+        if is_unchanged(result["path"], result["size"])
+    ]
     jobs = list(dict.fromkeys(moments))
     previews = run_jobs(read_preview, jobs, args.workers, args.timeout)
     previews = progress(previews, "previews", len(jobs), "moment", leave=False)
@@ -397,7 +404,7 @@ def write_search_page(page, searches, indexes, args):
 
     def with_preview(moment):
         path, start, end = moment["path"], moment["start"], moment["end"]
-        shown = {"preview": previews[path, start, end], "time": format_times(start, end)}
+        shown = {"preview": previews.get((path, start, end)), "time": format_times(start, end)}
         return {**moment, **shown, **link_file(path, page.parent)}
 
     shown = [

@@ -116,6 +116,17 @@ def decode_safe_path(text):
     return path
 
 
+def is_unchanged(path, size):
+    """Whether a video has the size that an index records, so that its moments can be shown.
+
+    The index of somebody else may name private files, but hardly their sizes.
+    """
+    try:
+        return os.path.getsize(path) == size
+    except OSError:
+        return False
+
+
 def quote(text):
     """A text as a literal of the SQL of Lance's filters."""
     return "'" + text.replace("'", "''") + "'"
