@@ -18,6 +18,7 @@ import os
 import warnings
 import zlib
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -353,13 +354,16 @@ def file_checksum(path):
 
 def verify(folder, seal):
     """Raise IndexFileError unless the files of a sealed version are those that were written."""
-    for name, expected in seal["files"].items():
+
+    def check_file(name):
         if not is_inside(name):
             raise damaged(folder, f"{CHECKSUMS} names {name!r}")
-        path = Path(folder) / TABLE / name
         try:
-            found = file_checksum(path)
+            found = file_checksum(Path(folder) / TABLE / name)
         except OSError as error:
             raise damaged(folder, f"{name}: {error.strerror}") from None
-        if found != expected:
+        if found != seal["files"][name]:
             raise damaged(folder, f"the checksum of {name} is wrong")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(check_file, seal["files"]))
