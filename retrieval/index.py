@@ -15,6 +15,7 @@ Source: the Lance format, https://lance.org/format/.
 import contextlib
 import json
 import os
+import re
 import warnings
 import zlib
 from collections import defaultdict
@@ -191,15 +192,12 @@ class Index:
         with lance_errors(self.location):
             scanner = self.table.scanner(fragments=[fragment], filter=where, **options)
             for batch in scanner.to_batches():
-                for start in range(0, len(batch), BLOCK):
-                    part = batch.slice(start, BLOCK)
-                    code, rows = part.column("code"), part.column("_rowid")
-                    if code.null_count:
-                        raise damaged(self.location, "a code is missing")
-                    size = code.type.byte_width
-                    packed = np.frombuffer(code.buffers()[1], np.uint8)
-                    packed = packed[code.offset * size :][: len(part) * size]
-                    yield rows.to_numpy(), first_bits(packed.reshape(-1, size), self.bits)
+                code, size = batch["code"], batch["code"].type.byte_width
+                if code.null_count:
+                    raise damaged(self.location, "a code is missing")
+                packed = np.frombuffer(code.buffers()[1], np.uint8)
+                packed = packed[code.offset * size :][: len(batch) * size].reshape(-1, size)
+                yield batch["_rowid"].to_numpy(), first_bits(packed, self.bits)
 
     def take(self, row_ids, columns):
         """Columns of the rows with these ids, in their order: Arrow table with encoded paths."""
@@ -315,7 +313,8 @@ def lance_errors(location):
         is_of_lance = isinstance(error, (OSError, ValueError, RuntimeError, pa.ArrowException))
         if not is_of_lance and type(error).__name__ != "PanicException":  # no Exception, in Rust
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r",? */\S+\.rs:\d+:\d+", "", reason)[:300]  # places in the code of Lance
         raise IndexFileError(f"{location}: cannot be used: {reason}") from error
 
 
