@@ -164,7 +164,7 @@ class RunLog:
 
 
 def _jpeg(name, figure):
-    """The Summary of a figure with frames of videos; `add_figure` writes PNG, four times as large."""
+    """The Summary of a figure with video frames, a quarter of the PNG that add_figure writes."""
     file = io.BytesIO()
     figure.savefig(file, format="jpeg", pil_kwargs={"quality": 80})
     width, height = figure.canvas.get_width_height()

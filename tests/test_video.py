@@ -87,6 +87,15 @@ def test_a_codec_without_decoder_is_named(moving, tmp_path):
         read_video(path, 1, (20, 24))
 
 
+def test_a_video_without_a_decodable_frame_is_refused_with_its_codec(moving, tmp_path):
+    data, path = moving.read_bytes(), tmp_path / "zeros.mp4"
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    assert end - start > 1000
+    path.write_bytes(data[:start] + bytes(end - start) + data[end:])
+    with pytest.raises(VideoError, match=r"no frame could be decoded \(h264\): "):
+        read_video(path, 1, (20, 24))
+
+
 # ==== times ====
 
 
