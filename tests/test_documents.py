@@ -142,3 +142,12 @@ def test_the_answer_in_the_readme_is_in_the_format_of_search_py():
     query = answer.splitlines()[0]
     found = {"path": query, "results": results, "ties": ties, "unlike": None}
     assert format_search(found) == f"\n{answer}" and len(results) == 5
+
+
+def test_every_row_of_robustness_names_its_tests():
+    text = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) > 100
+    for case, _, files in rows:
+        for name in files.split(", "):
+            assert name == "tests" or (ROOT / "tests" / f"test_{name}.py").exists(), case

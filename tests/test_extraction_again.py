@@ -166,12 +166,13 @@ def test_a_damaged_record_is_no_record(tmp_path, extract):
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ('{"num_frames": "8", "size": [20, 24], "quality": 95}', "num_frames must be a whole"),
-        ('{"num_frames": 8, "size": [20, 24], "quality": 0}', "quality must be"),
-        ('{"num_frames": 8, "size": [20], "quality": 95}', "size must have 2 items"),
+        ("{}", "num_frames"),
+        ('{"num_frames": "8"}', "['num_frames'] must be a whole number"),
+        ('{"num_frames": -1}', "['num_frames'] must be a whole number from 0"),
     ],
 )
 def test_damaged_settings_are_refused_with_the_field(text, message, tmp_path):
     (tmp_path / "extraction.json").write_text(text)
-    with pytest.raises(UserError, match=f"extraction.json: damaged: .*{message}"):
+    with pytest.raises(UserError, match=f"{tmp_path}/extraction.json: damaged: ") as error:
         read_extraction(tmp_path)
+    assert message in str(error.value)
