@@ -28,10 +28,15 @@ def draw_codes(count, bits, rng):
     """(count, bits / 8) uint8: codes around 1,000 centres, with a tenth of the bits flipped."""
     centres = rng.integers(0, 256, (1000, bits // 8), np.uint8)
     codes = centres[rng.integers(1000, size=count)]
-    for start in range(0, count, 100_000):
-        chunk = codes[start : start + 100_000]
-        chunk ^= np.packbits(rng.random((len(chunk), bits)) < 0.1, axis=1)
+    flip_bits(codes, 0.1, rng)
     return codes
+
+
+def flip_bits(codes, share, rng):
+    """Flip this share of the bits of packed codes (N, B), in place and in pieces."""
+    for start in range(0, len(codes), 100_000):
+        chunk = codes[start : start + 100_000]
+        chunk ^= np.packbits(rng.random((len(chunk), 8 * codes.shape[1])) < share, axis=1)
 
 
 def brute_force(queries, codes, top):

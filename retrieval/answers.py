@@ -37,16 +37,17 @@ def answer_query(indexes, query, parts, options):
     windows, list of (start, end, approximate code (K,) array). options: `Options`.
     Returns a dict: path, "class" (None), start and end of the query, results, ties, unlike.
     results: list of dicts with rank, distance, share (of the rows searched, as near or nearer),
-    class, path, start, end, row (its id in the table), query_start, query_end. ties: dicts with
-    first and last rank, distance, and windows, the number of rows at that distance, for those with
-    more rows than ranks. unlike: None, or the distance within which nearly all validation clips
-    have a neighbour, where the nearest result is farther away.
+    class, path, start, end, size of the video when it was indexed, row (its id in the table),
+    query_start, query_end. ties: dicts with first and last rank, distance, and windows, the number
+    of rows at that distance, for those with more rows than ranks. unlike: None, or the distance
+    within which nearly all validation clips have a neighbour, where the nearest result is farther
+    away.
     """
     parts = [(*part[:2], np.asarray(part[2], np.float32)) for part in parts]
     conditions, copies = zip(
         *(limit_search(index, query, options) for index in indexes), strict=True
     )
-    only = [f"path IN ({names})" if names else "false" for names in map(join_names, copies)]
+    only = [f"_rowid IN ({rows})" if rows else "false" for rows in map(join_rows, copies)]
     count = max(
         4 * options.top, options.rerank, options.mix_ties * options.most_mixed // len(parts)
     )
@@ -67,42 +68,42 @@ def answer_query(indexes, query, parts, options):
 
 
 def limit_search(index, query, options):
-    """(condition of SQL or None, paths of the videos with the content of the query: set)."""
+    """(condition of SQL or None, `same_files` with the content of the query)."""
     own, copies = same_files(index, query)
     limits = []
     if options.exclude_query and own:
-        limits.append(f"path NOT IN ({join_names(own)})")
-        copies -= own
+        limits.append(f"_rowid NOT IN ({join_rows(own)})")
+        copies = {path: rows for path, rows in copies.items() if path not in own}
     if options.class_name is not None:
         limits.append(f"class = {quote(encode_path(options.class_name))}")
-        copies = set()
+        copies = {}
     if options.path is not None:
         limits.append(f"regexp_like(path, {quote(glob_to_regex(options.path))})")
-        copies = set()
+        copies = {}
     return " AND ".join(limits) or None, copies
 
 
 def same_files(index, query):
-    """The videos of an index that are the file of the query, and that have its content: two sets.
+    """The videos of an index that are the file of the query, and that have its content.
 
-    Files that cannot be read are neither.
+    Returns two dicts {path: row ids}. Files that cannot be read are neither.
     """
-    own, copies = set(), set()
+    own, copies = {}, {}
     if is_remote(index.videos) or not os.path.isfile(query):
         return own, copies
-    for path in index.find(f"size = {os.path.getsize(query)}"):
+    for path, rows in index.find(f"size = {os.path.getsize(query)}").items():
         file = os.path.join(index.videos, path)
         with contextlib.suppress(OSError):
             if os.path.samefile(query, file):
-                own.add(path)
+                own[path] = rows
             if path in own or filecmp.cmp(query, file, shallow=False):
-                copies.add(path)
+                copies[path] = rows
     return own, copies
 
 
-def join_names(paths):
-    """Paths as a list of SQL literals."""
-    return ", ".join(quote(encode_path(path)) for path in sorted(paths))
+def join_rows(videos):
+    """The row ids of `Index.find` as a list of SQL. Lance takes such rows without a scan."""
+    return ", ".join(str(row) for rows in videos.values() for row in rows)
 
 
 def glob_to_regex(pattern):
@@ -197,6 +198,7 @@ def present(indexes, query, parts, moments, found):
             "path": os.path.join(indexes[row["index"]].videos, row["path"]),
             "start": row["start"],
             "end": row["end"],
+            "size": row["size"],
             "row": row["row"],
             "query_start": start,
             "query_end": end,

@@ -15,8 +15,12 @@ Source: the Lance format, https://lance.org/format/.
 import contextlib
 import json
 import os
+import re
 import warnings
 import zlib
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import lance
@@ -105,6 +109,26 @@ def is_inside(path):
     return is_normal and not os.path.isabs(path) and path.split(os.sep)[0] not in (".", "..")
 
 
+@lru_cache(2**16)  # many rows of an answer are of one video
+def decode_safe_path(text):
+    """The path that `encode_path` encoded. Raises ValueError if it does not lead below a folder."""
+    path = decode_path(text)
+    if not is_inside(path):
+        raise ValueError
+    return path
+
+
+def is_unchanged(path, size):
+    """Whether a video has the size that an index records, so that its moments can be shown.
+
+    The index of somebody else may name private files, but hardly their sizes.
+    """
+    try:
+        return os.path.getsize(path) == size
+    except OSError:
+        return False
+
+
 def quote(text):
     """A text as a literal of the SQL of Lance's filters."""
     return "'" + text.replace("'", "''") + "'"
@@ -168,15 +192,12 @@ class Index:
         with lance_errors(self.location):
             scanner = self.table.scanner(fragments=[fragment], filter=where, **options)
             for batch in scanner.to_batches():
-                for start in range(0, len(batch), BLOCK):
-                    part = batch.slice(start, BLOCK)
-                    code, rows = part.column("code"), part.column("_rowid")
-                    if code.null_count:
-                        raise damaged(self.location, "a code is missing")
-                    size = code.type.byte_width
-                    packed = np.frombuffer(code.buffers()[1], np.uint8)
-                    packed = packed[code.offset * size :][: len(part) * size]
-                    yield rows.to_numpy(), first_bits(packed.reshape(-1, size), self.bits)
+                code, size = batch["code"], batch["code"].type.byte_width
+                if code.null_count:
+                    raise damaged(self.location, "a code is missing")
+                packed = np.frombuffer(code.buffers()[1], np.uint8)
+                packed = packed[code.offset * size :][: len(batch) * size].reshape(-1, size)
+                yield batch["_rowid"].to_numpy(), first_bits(packed, self.bits)
 
     def take(self, row_ids, columns):
         """Columns of the rows with these ids, in their order: Arrow table with encoded paths."""
@@ -184,11 +205,14 @@ class Index:
             return self.table._take_rows(pa.array(row_ids, pa.uint64()), columns=list(columns))
 
     def find(self, where):
-        """The paths of the videos whose first window fulfils a condition of SQL: list of str."""
+        """The rows that fulfil a condition of SQL, by video: {path: list of row ids}."""
+        options = {"columns": ["path"], "with_row_id": True}
         with lance_errors(self.location):
-            condition = f"start = 0 AND ({where})"
-            found = self.table.scanner(columns=["path"], filter=condition).to_table().to_pylist()
-        return [self.check(row)["path"] for row in found]
+            found = self.table.scanner(filter=where, **options).to_table()
+        rows = defaultdict(list)
+        for row in found.to_pylist():
+            rows[row["path"]].append(row["_rowid"])
+        return {self.check({"path": path})["path"]: ids for path, ids in rows.items()}
 
     def check(self, row):
         """A row (dict) with its path decoded.
@@ -196,15 +220,13 @@ class Index:
         Raises IndexFileError unless it leads to a file below the folder of videos.
         """
         try:
-            path = decode_path(row["path"])
+            path = decode_safe_path(row["path"])
             names = {"class": row["class"] and decode_path(row["class"])} if "class" in row else {}
         except ValueError:
-            path = ""
-        if not is_inside(path):
             raise IndexFileError(
                 f"{self.location}: a row names {row['path']!r}, which is not below its folder of "
                 "videos; do not use this index"
-            )
+            ) from None
         if "end" in row and not 0 <= row["start"] < row["end"] < 2**53:
             raise damaged(self.location, f"a row has the times {row['start']} to {row['end']}")
         return {**row, **names, "path": path}
@@ -291,7 +313,8 @@ def lance_errors(location):
         is_of_lance = isinstance(error, (OSError, ValueError, RuntimeError, pa.ArrowException))
         if not is_of_lance and type(error).__name__ != "PanicException":  # no Exception, in Rust
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r",? */\S+\.rs:\d+:\d+", "", reason)[:300]  # places in the code of Lance
         raise IndexFileError(f"{location}: cannot be used: {reason}") from error
 
 
@@ -330,13 +353,16 @@ def file_checksum(path):
 
 def verify(folder, seal):
     """Raise IndexFileError unless the files of a sealed version are those that were written."""
-    for name, expected in seal["files"].items():
+
+    def check_file(name):
         if not is_inside(name):
             raise damaged(folder, f"{CHECKSUMS} names {name!r}")
-        path = Path(folder) / TABLE / name
         try:
-            found = file_checksum(path)
+            found = file_checksum(Path(folder) / TABLE / name)
         except OSError as error:
             raise damaged(folder, f"{name}: {error.strerror}") from None
-        if found != expected:
+        if found != seal["files"][name]:
             raise damaged(folder, f"the checksum of {name} is wrong")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(check_file, seal["files"]))

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-COLUMNS = ["path", "start", "end", "class"]
+COLUMNS = ["path", "start", "end", "class", "size"]
 ORDER = [(key, "ascending") for key in ("distance", "path", "start", "index")]
 
 
@@ -36,8 +36,8 @@ def find_nearest(indexes, codes, count, conditions=None, columns=COLUMNS):
     """
     conditions = conditions or [None] * len(indexes)
     searches, total = [_Search(code, count) for code in codes], 0
-    faiss.omp_set_num_threads(1)  # a call has one query; threads that wait for it cost more
-    with ThreadPoolExecutor(min(8, len(codes))) as pool:
+    # A call has one query: threads of Faiss that wait for it make it ten times slower.
+    with ThreadPoolExecutor(min(8, len(codes)), "", faiss.omp_set_num_threads, (1,)) as pool:
         for number, (index, where) in enumerate(zip(indexes, conditions, strict=True)):
             for fragment in index.fragments:
                 for row_ids, packed in index.blocks(fragment, where):

@@ -2,11 +2,13 @@
 
 import json
 
+import faiss
 import lance
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrieval import nearest
 from retrieval.answers import Options, answer_query, glob_to_regex
 from retrieval.index import (
     CHECKSUMS,
@@ -137,6 +139,21 @@ def test_a_thousand_queries_at_once_are_answered_as_one_by_one(tmp_path):
     for row in range(0, 1000, 97):
         (alone,) = find_nearest([index], codes[row : row + 1], 7)
         assert alone.rows == found[row].rows
+
+
+def test_each_search_of_a_block_has_one_thread(tmp_path, monkeypatch):
+    """The number of threads of Faiss is one per thread that calls it; more wait for each other."""
+    index, threads = make_index(tmp_path, rows_of(random_codes(200, 12))), []
+    add = nearest._Search.add
+
+    def record(*args):
+        threads.append(faiss.omp_get_max_threads())
+        add(*args)
+
+    monkeypatch.setattr(nearest._Search, "add", record)
+    faiss.omp_set_num_threads(2)
+    find_nearest([index], np.zeros((3, 2), np.uint8), 7)
+    assert threads and set(threads) == {1} and faiss.omp_get_max_threads() == 2
 
 
 def test_conditions_limit_what_is_searched_and_counted(tmp_path):
