@@ -243,3 +243,22 @@ def test_motion_is_what_test_py_encodes_too(demo, tmp_path, run_script):
     run_script(*test, "--output", still, "--frames", tmp_path / "frames")
     codes = [np.load(folder / "codes.npz")["query_codes"] for folder in (moving, still)]
     assert np.ptp(codes[1], axis=0).max() < 1e-5 < np.ptp(codes[0], axis=0).min()
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_the_readme_says(tmp_path, start_script):
+    """The commands of `make demo`, in other folders; twice the minutes of the README on one core."""
+    make_dataset(tmp_path)
+    frames, splits, run = (tmp_path / name for name in ("frames", "splits", "run"))
+    data, lists = ("--frames", frames), ("--annotations", tmp_path / "annotations")
+    for command in (
+        ["extract_frames.py", "--videos", tmp_path / "videos", *data, "--size", 64, 64],
+        ["make_splits.py", "--dataset", "ucf101", *lists, *data, "--output", splits],
+        ["train.py", "--config", "configs/demo.yaml", *data, "--splits", splits, "--output", run],
+        ["test.py", "--checkpoint", run, "--untrained", "--pictures", 0],
+    ):
+        process = start_script(*command)
+        assert process.wait(3600) == 0, process.output()
+    content = json.loads((run / "test" / "metrics.json").read_text())
+    assert 0.96 < content["metrics"]["map"] < 1
+    assert 0.15 < content["untrained"]["metrics"]["map"] < 0.21

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from functools import partial
 
@@ -14,12 +15,14 @@ import pytest
 import torch
 from helpers import run_main, start_ranks
 
+import search
 from datasets.synthetic import class_names, make_dataset
 from datasets.video_files import find_videos
 from models import build_initial_model
 from retrieval import index_update
 from retrieval.index import Index
 from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
 
 CLASSES = class_names(3)
 
@@ -270,6 +273,13 @@ def test_one_flipped_bit_ends_query_and_update(checkpoint, videos, tmp_path, run
         assert process.stderr.count("\n") == 1 and not process.stdout
     path.write_bytes(whole)
     assert content(index) == before
+
+
+def test_serving_without_flask_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "serving.app", raising=False)
+    monkeypatch.setitem(sys.modules, "flask", None)
+    with pytest.raises(UserError, match="pip install -r requirements-serve.txt"):
+        search.serve_index(None, None)
 
 
 # ==== moments ====
