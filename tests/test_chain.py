@@ -247,7 +247,7 @@ def test_motion_is_what_test_py_encodes_too(demo, tmp_path, run_script):
 
 @pytest.mark.slow
 def test_the_demo_reaches_what_the_readme_says(tmp_path, start_script):
-    """The commands of `make demo`, in other folders; twice the minutes of the README on one core."""
+    """The commands of `make demo`, in other folders."""
     make_dataset(tmp_path)
     frames, splits, run = (tmp_path / name for name in ("frames", "splits", "run"))
     data, lists = ("--frames", frames), ("--annotations", tmp_path / "annotations")
