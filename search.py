@@ -70,6 +70,7 @@ from utils.terminal import progress, safe_streams
 PREVIEW_FRAMES = 8
 LABEL_FREE = "encoder.pt"  # in the index: a checkpoint that was made without labels
 WINDOW = 5.0  # seconds, for checkpoints that do not know the duration of their training clips
+STRIDE = 1 / 3  # of the window; see `retrieval.encode.smooth`
 
 
 # ==== encoding video files ====
@@ -181,7 +182,8 @@ def sample_features(encoder, args):
     ]
     window = args.window or WINDOW
     features, reasons = [], []
-    for _, moments, failure in encode_videos(own, encoder, args, window, args.stride or window / 2):
+    stride = args.stride or STRIDE * window
+    for _, moments, failure in encode_videos(own, encoder, args, window, stride):
         step = max(1, math.ceil(len(moments) / most))
         features += [feature for _, _, feature in moments[::step]]
         if failure is not None:
@@ -234,9 +236,13 @@ def start_update(checkpoint, encoder, args):
     Returns (its metadata, number of unchanged videos, records to encode, number that are gone).
     """
     paths = find_videos(args.videos)
-    window, stride = choose_windows(encoder, args)
+    earlier = recorded_metadata(args.output)
+    if args.store_embeddings is None:
+        args.store_embeddings = bool(earlier and earlier["embeddings"])
+    window, stride = choose_windows(encoder, earlier, args)
     metadata = {
         **encoder.metadata,
+        "embeddings": args.store_embeddings,
         "window": None if math.isinf(window) else window,
         "stride": None if math.isinf(window) else stride,
         "neighbours": encoder.neighbours,
@@ -249,9 +255,11 @@ def start_update(checkpoint, encoder, args):
     return metadata, num_unchanged, todo, len(gone)
 
 
-def choose_windows(encoder, args):
-    """(window, stride) in seconds: of the flags, else of the index, else of the checkpoint."""
-    earlier = recorded_metadata(args.output)
+def choose_windows(encoder, earlier, args):
+    """(window, stride) in seconds: of the flags, else of the index, else of the checkpoint.
+
+    earlier: metadata of the index, or None.
+    """
     window, stride = args.window, args.stride
     if window is None and earlier:
         window = earlier["window"] or math.inf
@@ -265,7 +273,7 @@ def choose_windows(encoder, args):
             f"{WINDOW:g} s are used (--window)",
             file=sys.stderr,
         )
-    return window, stride or window / 2
+    return window, stride or STRIDE * window
 
 
 def encode_records(todo, encoder, metadata, args):
@@ -279,21 +287,22 @@ def encode_records(todo, encoder, metadata, args):
     failures, appender = {}, Appender(args.output, metadata, distributed.is_main())
     for path, moments, failure in encode_videos(records, encoder, args, window, stride):
         if failure is None:
-            appender.add(make_rows(records[path], moments, encoder.classes))
+            appender.add(make_rows(records[path], moments, encoder.classes, metadata["embeddings"]))
         else:
             failures[records[path]["path"]] = failure
     appender.flush()
     return failures
 
 
-def make_rows(record, moments, classes):
+def make_rows(record, moments, classes, with_embeddings):
     """The rows of a video: its record with the class, None if it is unknown, times and codes."""
     folder = os.path.basename(os.path.dirname(record["path"]))
     record = {**record, "class": folder if folder in classes else None}
-    return [
-        {**record, "start": start, "end": end, "code": np.packbits(code >= 0).tobytes()}
-        for start, end, code in moments
-    ]
+    rows = []
+    for start, end, code in moments:
+        row = {**record, "start": start, "end": end, "code": np.packbits(code >= 0).tobytes()}
+        rows.append({**row, "embedding": code.astype(np.float16)} if with_embeddings else row)
+    return rows
 
 
 # ==== query ====

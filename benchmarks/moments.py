@@ -10,7 +10,8 @@ A query is answered if one of the first 1 or 10 results overlaps a clip of its
 class with a temporal IoU (intersection over union) of at least 0.5. "whole
 clips": the same queries in an index of the clips themselves, where the class
 must be right; "of these": the moments that are found for queries that whole
-clips answer. Recalls are printed after each turn, for all queries so far.
+clips answer; "with embeddings": after the nearest are sorted by stored embeddings.
+Recalls are printed after each turn, for all queries so far.
 
 Time is of the CPU, in one process and thread: "decoding" decodes the last video
 and keeps nothing, "encoding" encodes as many clips as it has windows; "indexing"
@@ -26,6 +27,7 @@ import resource
 import shutil
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import av
@@ -39,12 +41,14 @@ from retrieval.answers import Options, answer_query
 from retrieval.encode import encode_windows
 from retrieval.index import Index
 from retrieval.index_update import Appender, open_for_update
-from search import load_encoder, make_rows
+from search import choose_windows, load_encoder, make_rows
 from utils.argtypes import number
 from utils.config import Parser
 
 RATE = 30
 LEAST_IOU = 0.5
+WHOLE = math.inf, math.inf  # window and stride
+WAYS = "whole clips", "moments", "with embeddings", "one code a video"
 
 
 def build_parser():
@@ -55,8 +59,9 @@ def build_parser():
     add("--splits", required=True, type=Path, metavar="DIR", help="folder of test.txt")
     add("--group-pattern", required=True, metavar="REGEX", help="its first group is the recording")
     add("--minutes", type=number(float, above=0), nargs="+", default=[1, 10], help="lengths")
-    window = {"type": number(float, above=0), "default": 3.0, "metavar": "SECONDS"}
-    add("--window", **window, help="as of search.py index")
+    spans = {"type": number(float, above=0), "metavar": "SECONDS"}
+    add("--window", **spans, help="as of search.py index")
+    add("--stride", **spans, help="as of search.py index")
     size = {"type": number(int, least=16), "nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
     add("--size", **size, default=[240, 320], help="of the long videos, in pixels")
     add("--recordings", type=number(int, least=1), help="only the first N have their turn")
@@ -125,16 +130,21 @@ def index_videos(folder, videos, encoder, window, stride):
     shutil.rmtree(folder, ignore_errors=True)
     spans = {"window": window if math.isfinite(window) else None}
     spans["stride"] = stride if math.isfinite(stride) else None
-    metadata = {**encoder.metadata, **spans, "neighbours": None, "checkpoint": "", "videos": "/"}
+    metadata = {**encoder.metadata, **spans, "neighbours": None, "embeddings": True}
+    metadata |= {"checkpoint": "", "videos": "/"}
     open_for_update(folder, metadata)
     appender = Appender(folder, metadata, is_main=True)
     for path in videos:
         name = f"{path.parent.name}/{path.name}"
         record = {"path": name, "size": None, "mtime_ns": None}
         moments = encode_video(path, encoder, window, stride)
-        appender.add(make_rows(record, moments, encoder.classes))
+        appender.add(make_rows(record, moments, encoder.classes, True))
     appender.flush()
     return Index(folder)
+
+
+def has_class(result, label):
+    return result["class"] == label
 
 
 def is_right(result, moments, label):
@@ -147,34 +157,33 @@ def is_right(result, moments, label):
     return False
 
 
-def first_right(index, path, encoder, spans, is_good):
+def first_right(index, path, parts, is_good, rerank=0):
     """The rank of the first good result for a query, or infinity."""
-    parts = encode_video(path, encoder, *spans)
-    results = answer_query([index], str(path), parts, Options(top=10))["results"]
+    results = answer_query([index], str(path), parts, Options(top=10, rerank=rerank))["results"]
     return next((result["rank"] for result in results if is_good(result)), math.inf)
 
 
 def rank_queries(queries, clips, minutes, encoder, folder, args):
-    """For each query the ranks of the first right result: whole clips, moments, one code."""
+    """For each query the ranks of the first right result, one for each of WAYS."""
     (folder / "video").mkdir(parents=True, exist_ok=True)
-    long, spans, whole = (
-        folder / "video" / "long.mp4",
-        (args.window, args.window / 2),
-        (math.inf,) * 2,
-    )
+    long, spans, whole = folder / "video" / "long.mp4", choose_windows(encoder, None, args), WHOLE
     moments = join_clips(clips, 60 * minutes, long, args.size, np.random.default_rng(0))
     of_clips = index_videos(folder / "clips_index", clips, encoder, *whole)
     of_moments = index_videos(folder / "index", [long], encoder, *spans)
     of_whole = index_videos(folder / "whole_index", [long], encoder, *whole)
     ranks = []
     for path in queries:
-        label = path.parent.name
-        clip_rank = first_right(of_clips, path, encoder, whole, lambda r: r["class"] == label)  # noqa: B023
-        at_clip = [
-            first_right(index, path, encoder, whole, lambda r: is_right(r, moments, label))  # noqa: B023
-            for index in (of_moments, of_whole)
-        ]
-        ranks.append((clip_rank, *at_clip))
+        label, parts = path.parent.name, encode_video(path, encoder, *whole)
+        right_clip = partial(has_class, label=label)
+        right_moment = partial(is_right, moments=moments, label=label)
+        ranks.append(
+            (
+                first_right(of_clips, path, parts, right_clip),
+                first_right(of_moments, path, parts, right_moment),
+                first_right(of_moments, path, parts, right_moment, rerank=None),
+                first_right(of_whole, path, parts, right_moment),
+            )
+        )
     return ranks
 
 
@@ -182,14 +191,11 @@ def summarise(ranks):
     """The recalls of the first 1 and 10 results: dict."""
     recalls = {}
     for top in (1, 10):
-        whole, moments, one_code = (ranks <= top).mean(axis=0).round(3)
-        answered = ranks[:, 0] <= top
-        recalls[f"recall@{top}"] = {
-            "whole clips": whole,
-            "moments": moments,
-            "one code a video": one_code,
-            "of these": round(float((ranks[answered, 1] <= top).mean()), 3),
-        }
+        shares = (ranks <= top).mean(axis=0)
+        of_these = (ranks[ranks[:, 0] <= top, 1:3] <= top).mean(axis=0)
+        names = *WAYS, "of these", "of these, with embeddings"
+        values = (round(float(value), 3) for value in (*shares, *of_these))
+        recalls[f"recall@{top}"] = dict(zip(names, values, strict=True))
     return recalls
 
 
@@ -198,7 +204,7 @@ def summarise(ranks):
 
 def time_parts(path, encoder, args):
     """CPU seconds of decoding a video alone, of encoding its windows, and of both at once; MB."""
-    seconds, spans = {}, (args.window, args.window / 2)
+    seconds, spans = {}, choose_windows(encoder, None, args)
     started = time.process_time()
     for _ in decode(path):
         pass
