@@ -79,7 +79,7 @@ def encode_windows(windows, encoder, batch_size):
 
 
 def smooth(moments):
-    """Average the code of each window with those of the windows that overlap at least half of it.
+    """Average the code of each window with those of the windows that overlap two thirds of it.
 
     A window that begins in one action and ends in the next can resemble a third one by chance; its
     neighbours seldom do. moments: list of (start, end, code (K,) array) in the order of start.
@@ -88,9 +88,9 @@ def smooth(moments):
     if len(moments) < 2:
         return moments
     starts, ends, codes = map(np.array, zip(*moments, strict=True))
-    half = (ends - starts) / 2 + 1e-6  # seconds, with room for rounding
-    first = np.searchsorted(starts, starts - half)
-    last = np.searchsorted(starts, starts + half, side="right")
+    near = (ends - starts) / 3 + 1e-6  # seconds, with room for rounding
+    first = np.searchsorted(starts, starts - near)
+    last = np.searchsorted(starts, starts + near, side="right")
     sums = np.cumsum(codes, axis=0, dtype=np.float64)
     sums = np.concatenate([np.zeros_like(sums[:1]), sums])
     means = (sums[last] - sums[first]) / (last - first)[:, None]

@@ -139,14 +139,14 @@ def test_memory_is_bounded_and_the_frames_are_nearly_the_same(tmp_path, monkeypa
         assert times == others and np.abs(np.subtract(numbers, expected)).max() <= 480 / held
 
 
-@pytest.mark.parametrize("stride", [0.3, 0.5, 1.0, 1.5, 2.5])
-def test_codes_are_averaged_over_windows_that_overlap_by_half(stride):
+@pytest.mark.parametrize("stride", [0.3, 0.5, 2 / 3, 1.0, 2.5])
+def test_codes_are_averaged_over_windows_that_overlap_by_two_thirds(stride):
     values = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     starts = [4 + stride * number for number in range(8)]
     starts.append(starts[-1] + stride / 3)  # the last window ends with the video
     moments = [(start, start + 2, value) for start, value in zip(starts, values, strict=True)]
     for (start, end, code), moment in zip(smooth(moments), moments, strict=True):
-        near = [value for other, _, value in moments if abs(other - start) <= 1 + 1e-9]
+        near = [value for other, _, value in moments if abs(other - start) <= 2 / 3 + 1e-9]
         assert (start, end) == moment[:2] and code.dtype == np.float32
         assert code == pytest.approx(np.mean(near, axis=0), abs=1e-6)
     assert smooth(moments[:1]) == moments[:1] and smooth([]) == []
