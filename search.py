@@ -49,7 +49,7 @@ from reports.moments import format_search, format_times
 from reports.page import PREVIEW_HEIGHT, link_file, preview, write_page
 from retrieval.answers import Options, answer_query
 from retrieval.encode import build_encoder, encode_windows
-from retrieval.index import Index, IndexFileError, write_parquet
+from retrieval.index import Index, IndexFileError, is_unchanged, write_parquet
 from retrieval.index_update import (
     Appender,
     check_index_folder,
@@ -114,14 +114,15 @@ def load_encoder(path, device, amp):
     return Encoder(encode, preprocessing, checkpoint["classes"], metadata, *known)
 
 
-def encode_videos(paths, encoder, args, window, stride, start=0.0, end=math.inf):
+def encode_videos(paths, encoder, args, windows, start=0.0, end=math.inf):
     """Decode video files in worker processes and encode their windows, a batch at a time.
 
-    window, stride: seconds, see `datasets.video.read_windows`. start, end: the seconds of each
-    video to use. Yields (path, list of (start, end, approximate code (K,)), reason of failure or
-    None) for each video.
+    windows: window and stride in seconds, as in the metadata of an index. start, end: the seconds
+    of each video to use. Yields (path, list of (start, end, approximate code (K,)), reason of
+    failure or None) for each video.
     """
-    limits = {"window": window, "stride": stride, "start": start, "end": end}
+    limits = {key: windows[key] or math.inf for key in ("window", "stride")}
+    limits |= {"start": start, "end": end}
     read = partial(read_clips, preprocessing=encoder.preprocessing, **limits)
     clips = run_jobs(read, paths, args.workers, args.timeout)
     videos = encode_windows(clips, encoder.encode, args.batch_size)
@@ -181,9 +182,9 @@ def sample_features(encoder, args):
         str(args.videos / path) for path in paths[distributed.rank() :: distributed.world_size()]
     ]
     window = args.window or WINDOW
+    windows = {"window": window, "stride": args.stride or STRIDE * window}
     features, reasons = [], []
-    stride = args.stride or STRIDE * window
-    for _, moments, failure in encode_videos(own, encoder, args, window, stride):
+    for _, moments, failure in encode_videos(own, encoder, args, windows):
         step = max(1, math.ceil(len(moments) / most))
         features += [feature for _, _, feature in moments[::step]]
         if failure is not None:
@@ -282,10 +283,8 @@ def encode_records(todo, encoder, metadata, args):
     Returns {path below --videos: reason of failure}.
     """
     records = {str(args.videos / record["path"]): record for record in todo}
-    window = metadata["window"] or math.inf
-    stride = metadata["stride"] or math.inf
     failures, appender = {}, Appender(args.output, metadata, distributed.is_main())
-    for path, moments, failure in encode_videos(records, encoder, args, window, stride):
+    for path, moments, failure in encode_videos(records, encoder, args, metadata):
         if failure is None:
             appender.add(make_rows(records[path], moments, encoder.classes, metadata["embeddings"]))
         else:
@@ -327,10 +326,9 @@ def query_videos(device, args):
         mix_ties=not args.json,
     )
     paths = dict.fromkeys(args.video)
-    window = indexes[0].metadata["window"] or math.inf
-    stride = indexes[0].metadata["stride"] or math.inf
+    windows = indexes[0].metadata
     searches, num_failed = dict.fromkeys(paths), 0
-    for path, parts, reason in encode_videos(paths, encoder, args, window, stride, args.start, end):
+    for path, parts, reason in encode_videos(paths, encoder, args, windows, args.start, end):
         if reason is None:
             parts = [(*times, code[: indexes[0].bits]) for *times, code in parts]
             searches[path] = answer_query(indexes, path, parts, options)
@@ -395,10 +393,17 @@ def check_file(path, flag, example):
 
 
 def write_search_page(page, searches, indexes, args):
-    """Write the results as a page with animated previews; a video that is gone has none."""
+    """Write the results as a page with animated previews.
+
+    A video that is gone or has another size than when it was indexed has none.
+    """
     moments = [(found["path"], found["start"], found["end"]) for found in searches]
     results = [result for found in searches for result in found["results"]]
-    moments += [(result["path"], result["start"], result["end"]) for result in results]
+    moments += [
+        (result["path"], result["start"], result["end"])
+        for result in results
+        if is_unchanged(result["path"], result["size"])
+    ]
     jobs = list(dict.fromkeys(moments))
     previews = run_jobs(read_preview, jobs, args.workers, args.timeout)
     previews = progress(previews, "previews", len(jobs), "moment", leave=False)
@@ -406,7 +411,7 @@ def write_search_page(page, searches, indexes, args):
 
     def with_preview(moment):
         path, start, end = moment["path"], moment["start"], moment["end"]
-        shown = {"preview": previews[path, start, end], "time": format_times(start, end)}
+        shown = {"preview": previews.get((path, start, end)), "time": format_times(start, end)}
         return {**moment, **shown, **link_file(path, page.parent)}
 
     shown = [
@@ -463,8 +468,7 @@ def serve_index(device, args):
 
 def encode_query(metadata, encoder, args, path, start, end):
     """The windows of a query video. Raises UserError with the reason if it cannot be read."""
-    window, stride = (metadata[key] or math.inf for key in ("window", "stride"))
-    [(_, parts, reason)] = encode_videos([path], encoder, args, window, stride, start, end)
+    [(_, parts, reason)] = encode_videos([path], encoder, args, metadata, start, end)
     if reason is not None:
         raise UserError(reason)
     return parts

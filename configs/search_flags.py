@@ -1,6 +1,6 @@
 """The flags of search.py. This file imports no PyTorch, so that --help is instant."""
 
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
 from utils.argtypes import number, processors
@@ -24,6 +24,15 @@ def seconds_or_whole(text):
     return float("inf") if text == "whole" else number(float, above=0)(text)
 
 
+def local(text):
+    """argparse type: a Path, not an address such as s3://bucket/index."""
+    if "://" in text:
+        raise ArgumentTypeError(
+            f"{text}: an index is written to a local folder; copy it to the object store afterwards"
+        )
+    return Path(text)
+
+
 def add_index_flags(parser):
     add = parser.add
     folder = {"required": True, "type": Path, "metavar": "DIR"}
@@ -33,7 +42,7 @@ def add_index_flags(parser):
     checkpoint += "by pretrained weights and a hash layer that is fitted to the videos, no labels"
     add("--checkpoint", metavar="RUN", help=checkpoint)
     add("--videos", **folder, help="videos at any depth below it")
-    add("--output", **folder, help="index folder; an index in it is updated")
+    add("--output", **folder | {"type": local}, help="index folder; an index in it is updated")
     add(
         "--window",
         type=seconds_or_whole,

@@ -38,10 +38,11 @@ def answer_query(indexes, query, parts, options):
     windows, list of (start, end, approximate code (K,) array). options: `Options`.
     Returns a dict: path, "class" (None), start and end of the query, results, ties, unlike.
     results: list of dicts with rank, distance, share (of the rows searched, as near or nearer),
-    class, path, start, end, row (its id in the table), query_start, query_end. ties: dicts with
-    first and last rank, distance, and windows, the number of rows at that distance, for those with
-    more rows than ranks, see `find_ties`. unlike: None, or the distance within which nearly all
-    validation clips have a neighbour, where the nearest result is farther away.
+    class, path, start, end, size of the video when it was indexed, row (its id in the table),
+    query_start, query_end. ties: dicts with first and last rank, distance, and windows, the number
+    of rows at that distance, for those with more rows than ranks, see `find_ties`. unlike: None, or
+    the distance within which nearly all validation clips have a neighbour, where the nearest result
+    is farther away.
     """
     parts = [(*part[:2], np.asarray(part[2], np.float32)) for part in parts]
     conditions, copies = zip(
@@ -207,6 +208,7 @@ def present(indexes, query, parts, moments, found, num_reranked):
             "path": os.path.join(indexes[row["index"]].videos, row["path"]),
             "start": row["start"],
             "end": row["end"],
+            "size": row["size"],
             "row": row["row"],
             "query_start": start,
             "query_end": end,

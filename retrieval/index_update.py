@@ -224,18 +224,16 @@ def seal(folder):
         table = lance.dataset(table_uri(folder))
         earlier = read_seal(folder) or {"files": {}}
         files = {}
-        for name in version_files(folder, table):
+        for name in version_files(table):
             files[name] = earlier["files"].get(name) or file_checksum(folder / TABLE / name)
         content = {"version": table.version, "files": files}
         content["crc32"] = seal_checksum(content)
         write_text(folder / CHECKSUMS, json.dumps(content, indent=1) + "\n")
 
 
-def version_files(folder, table):
+def version_files(table):
     """The files of the newest version of a table, relative to it: list of str."""
     names = [f"_versions/{2**64 - 1 - table.version:020}.manifest"]
-    if not (folder / TABLE / names[0]).exists():  # the earlier way to name them
-        names = [f"_versions/{table.version}.manifest"]
     for fragment in table.get_fragments():
         names += [f"data/{file.path}" for file in fragment.data_files()]
         deletions = fragment.deletion_file()

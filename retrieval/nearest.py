@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-COLUMNS = ["path", "start", "end", "class"]
+COLUMNS = ["path", "start", "end", "class", "size"]
 ORDER = [(key, "ascending") for key in ("distance", "path", "start", "index")]
 
 

@@ -8,6 +8,7 @@ the index, never by a path.
 
 import contextlib
 import json
+import os
 import secrets
 import signal
 import socket
@@ -21,6 +22,7 @@ from flask import Flask, abort, request, send_file
 from werkzeug.exceptions import HTTPException, UnprocessableEntity
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from retrieval.index import is_unchanged
 from serving.engine import Engine, Missing, Replaced
 from serving.media import Media, Uploads
 from utils.errors import UserError, printable
@@ -201,7 +203,15 @@ def read_moment(services):
 def read_place(services):
     """(file, start, end) of the moment that the address names."""
     moment = read_moment(services)[1]
-    return moment["file"], moment["start"], moment["end"]
+    return find_file(moment), moment["start"], moment["end"]
+
+
+def find_file(moment):
+    """The file of a moment. Raises UserError for a video of the index that is another one now."""
+    file = moment["file"]
+    if "size" in moment and os.path.exists(file) and not is_unchanged(file, moment["size"]):
+        raise UserError("the video has another size than when it was indexed; index it again")
+    return file
 
 
 def read_query(services):
@@ -215,7 +225,7 @@ def read_query(services):
     start, end = start or 0.0, end or float("inf")
     if start >= end:
         abort(400, "start must be before end")
-    return snapshot, {**moment, "row": None}, services.engine.windows(moment["file"], start, end)
+    return snapshot, {**moment, "row": None}, services.engine.windows(find_file(moment), start, end)
 
 
 def pack(parts):

@@ -11,7 +11,7 @@ from retrieval.answers import Options, answer_query
 from retrieval.index import IndexFileError
 
 SPREAD = 24  # moments on the first page of an index without classes
-COLUMNS = ("path", "start", "end", "class")
+COLUMNS = ("path", "start", "end", "class", "size")
 ENCODER = ("bits", "checkpoint_sha256", "preprocessing", "window", "stride")  # metadata
 MIXED = 1000  # ties in a mixed order: ten times as many take 0.1 s longer
 KEPT_QUERIES = 64  # whose codes are remembered

@@ -157,6 +157,11 @@ def test_queries_find_themselves_first(checkpoint, videos, tmp_path, run_script)
     assert "\\nend" in text and len(lines) == 5 * 12 + 5, "one line a result"
     assert page.read_text().count("<img") == 5 + 50
 
+    with open(first, "ab") as file:  # the result of all five queries, and a query of none
+        file.write(b"another size than the index records")
+    run_script(*command, "--top", 20, "--html", page)
+    assert page.read_text().count("<img") == 5 + 5 * 13
+
 
 def mount_read_only(folder):
     """Only the process that calls this sees `folder` so; it must be of root."""

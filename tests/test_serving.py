@@ -282,6 +282,19 @@ def test_an_unreadable_video_is_refused_with_the_reason(own_site):
     assert "is missing" in site.get("/media/video", status=422, row=site.row(0))["error"]
 
 
+def test_files_of_another_size_than_the_index_records_are_not_shown(own_site):
+    """The index of somebody else may name any file; of a changed video the times may be wrong."""
+    site = own_site
+    with open(site.files[0], "ab") as file:
+        file.write(b"x")
+    for address in ("/media/video", "/media/preview", "/api/video"):
+        error = site.get(address, status=422, row=site.row(0))["error"]
+        assert "has another size than when it was indexed" in error
+    site.get("/api/search", status=422, row=site.row(0), start=1)
+    assert site.get("/api/search", row=site.row(0))["results"], "by its code"
+    site.get("/media/preview", row=site.row(1))
+
+
 def test_a_replaced_index_is_searched_at_once(own_site):
     site = own_site
     before = site.get("/api/index")["version"]
