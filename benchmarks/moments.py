@@ -9,9 +9,11 @@ with the last picture held for 2 to 5 s after each. Each recording has its turn.
 A query is answered if one of the first 1 or 10 results overlaps a clip of its
 class with a temporal IoU (intersection over union) of at least 0.5. "whole
 clips": the same queries in an index of the clips themselves, where the class
-must be right; "of these": the moments that are found for queries that whole
-clips answer; "with embeddings": after the nearest are sorted by stored embeddings.
-Recalls are printed after each turn, for all queries so far.
+must be right; "exact cuts": the same, with each clip as often as it is in the long
+video, as if the windows were exactly its clips. "of whole clips", "of exact cuts":
+the moments that are found for queries that these answer. "with embeddings": after
+the nearest are sorted by stored embeddings. Recalls are printed after each turn,
+for all queries so far.
 
 Time is of the CPU, in one process and thread: "decoding" decodes the last video
 and keeps nothing, "encoding" encodes as many clips as it has windows; "indexing"
@@ -27,7 +29,7 @@ import resource
 import shutil
 import time
 from collections import defaultdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import av
@@ -48,7 +50,7 @@ from utils.config import Parser
 RATE = 30
 LEAST_IOU = 0.5
 WHOLE = math.inf, math.inf  # window and stride
-WAYS = "whole clips", "moments", "with embeddings", "one code a video"
+WAYS = "whole clips", "exact cuts", "moments", "with embeddings", "one code a video"
 
 
 def build_parser():
@@ -85,7 +87,7 @@ def group_clips(args):
 
 
 def join_clips(clips, seconds, path, size, rng):
-    """Write a video of `clips` in random order. Returns list of (start, end, class)."""
+    """Write a video of `clips` in random order. Returns list of (start, end, clip)."""
     moments, count = [], 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=RATE)
@@ -97,7 +99,7 @@ def join_clips(clips, seconds, path, size, rng):
                 for picture in iterate_video(clip, size):
                     write_picture(container, stream, picture, count)
                     count += 1
-                moments.append((start / RATE, count / RATE, Path(clip).parent.name))
+                moments.append((start / RATE, count / RATE, Path(clip)))
                 for _ in range(int(RATE * rng.uniform(2, 5))):
                     write_picture(container, stream, picture, count)
                     count += 1
@@ -126,7 +128,7 @@ def encode_video(path, encoder, window, stride):
 
 
 def index_videos(folder, videos, encoder, window, stride):
-    """An Index of video files in a new folder; paths are <class>/<file>."""
+    """An Index of video files in a new folder; paths are <number>/<class>/<file>."""
     shutil.rmtree(folder, ignore_errors=True)
     spans = {"window": window if math.isfinite(window) else None}
     spans["stride"] = stride if math.isfinite(stride) else None
@@ -134,10 +136,11 @@ def index_videos(folder, videos, encoder, window, stride):
     metadata |= {"checkpoint": "", "videos": "/"}
     open_for_update(folder, metadata)
     appender = Appender(folder, metadata, is_main=True)
-    for path in videos:
-        name = f"{path.parent.name}/{path.name}"
+    encode = cache(partial(encode_video, encoder=encoder, window=window, stride=stride))
+    for count, path in enumerate(videos):
+        name = f"{count}/{path.parent.name}/{path.name}"
         record = {"path": name, "size": None, "mtime_ns": None}
-        moments = encode_video(path, encoder, window, stride)
+        moments = encode(path)
         appender.add(make_rows(record, moments, encoder.classes, True))
     appender.flush()
     return Index(folder)
@@ -149,10 +152,10 @@ def has_class(result, label):
 
 def is_right(result, moments, label):
     """Whether a result is at a clip of the class: temporal IoU of at least LEAST_IOU."""
-    for start, end, name in moments:
+    for start, end, clip in moments:
         shared = min(end, result["end"]) - max(start, result["start"])
         union = max(end, result["end"]) - min(start, result["start"])
-        if name == label and shared / union >= LEAST_IOU:
+        if clip.parent.name == label and shared / union >= LEAST_IOU:
             return True
     return False
 
@@ -169,6 +172,8 @@ def rank_queries(queries, clips, minutes, encoder, folder, args):
     long, spans, whole = folder / "video" / "long.mp4", choose_windows(encoder, None, args), WHOLE
     moments = join_clips(clips, 60 * minutes, long, args.size, np.random.default_rng(0))
     of_clips = index_videos(folder / "clips_index", clips, encoder, *whole)
+    cuts = [clip for _, _, clip in moments]
+    of_cuts = index_videos(folder / "cuts_index", cuts, encoder, *whole)
     of_moments = index_videos(folder / "index", [long], encoder, *spans)
     of_whole = index_videos(folder / "whole_index", [long], encoder, *whole)
     ranks = []
@@ -179,6 +184,7 @@ def rank_queries(queries, clips, minutes, encoder, folder, args):
         ranks.append(
             (
                 first_right(of_clips, path, parts, right_clip),
+                first_right(of_cuts, path, parts, right_clip),
                 first_right(of_moments, path, parts, right_moment),
                 first_right(of_moments, path, parts, right_moment, rerank=None),
                 first_right(of_whole, path, parts, right_moment),
@@ -192,10 +198,13 @@ def summarise(ranks):
     recalls = {}
     for top in (1, 10):
         shares = (ranks <= top).mean(axis=0)
-        of_these = (ranks[ranks[:, 0] <= top, 1:3] <= top).mean(axis=0)
-        names = *WAYS, "of these", "of these, with embeddings"
-        values = (round(float(value), 3) for value in (*shares, *of_these))
-        recalls[f"recall@{top}"] = dict(zip(names, values, strict=True))
+        recall = dict(zip(WAYS, shares, strict=True))
+        for column, way in enumerate(WAYS[:2]):
+            answered = ranks[ranks[:, column] <= top]
+            recall[f"of {way}"] = (answered[:, WAYS.index("moments")] <= top).mean()
+            embedded = answered[:, WAYS.index("with embeddings")]
+            recall[f"of {way}, with embeddings"] = (embedded <= top).mean()
+        recalls[f"recall@{top}"] = {key: round(float(value), 3) for key, value in recall.items()}
     return recalls
 
 
