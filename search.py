@@ -132,10 +132,13 @@ def encode_videos(paths, encoder, args, windows, start=0.0, end=math.inf):
 # ==== an encoder without labels ====
 
 
-def choose_checkpoint(device, args):
-    """The checkpoint of an index: --checkpoint, that of an earlier run, or one without labels."""
+def choose_checkpoint(earlier, device, args):
+    """The checkpoint of an index: --checkpoint, that of an earlier run, or one without labels.
+
+    earlier: metadata of the index that is updated, or None.
+    """
     path = args.output / LABEL_FREE
-    is_new = distributed.gather(recorded_metadata(args.output) is None and not path.exists())[0]
+    is_new = distributed.gather(earlier is None and not path.exists())[0]
     if args.checkpoint:
         if args.pretrained or args.bits:
             raise UserError("--pretrained and --bits are for indexes without --checkpoint")
@@ -143,7 +146,7 @@ def choose_checkpoint(device, args):
     if is_new:
         fit_encoder(path, device, args)
         return path
-    path = path if path.exists() else Path(recorded_metadata(args.output)["checkpoint"])
+    path = path if path.exists() else Path(earlier["checkpoint"])
     bits = load_checkpoint(path)["network"]["bits"]
     if args.pretrained or args.bits not in (None, bits):
         raise IndexFileError(
@@ -204,9 +207,10 @@ def sample_features(encoder, args):
 
 def index_videos(device, args):
     """Make or update an index. Returns the exit status: 1 if a video could not be read."""
-    checkpoint = choose_checkpoint(device, args)
+    earlier = distributed.gather(recorded_metadata(args.output))[0]
+    checkpoint = choose_checkpoint(earlier, device, args)
     encoder = load_encoder(checkpoint, device, args.amp)
-    plan = start_update(checkpoint, encoder, args) if distributed.is_main() else None
+    plan = start_update(earlier, checkpoint, encoder, args) if distributed.is_main() else None
     metadata, num_unchanged, todo, num_gone = distributed.gather(plan)[0]
     records = todo[distributed.rank() :: distributed.world_size()]
     results = distributed.gather(encode_records(records, encoder, metadata, args))
@@ -231,21 +235,19 @@ def index_videos(device, args):
     return int(bool(failures))
 
 
-def start_update(checkpoint, encoder, args):
+def start_update(earlier, checkpoint, encoder, args):
     """Open or make the index, and delete the rows of videos that changed or are gone.
 
-    Returns (its metadata, number of unchanged videos, records to encode, number that are gone).
+    earlier: its metadata, or None if it is new. Returns (its metadata now, number of unchanged
+    videos, records to encode, number of videos that are gone).
     """
     paths = find_videos(args.videos)
-    earlier = recorded_metadata(args.output)
     if args.store_embeddings is None:
         args.store_embeddings = bool(earlier and earlier["embeddings"])
-    window, stride = choose_windows(encoder, earlier, args)
     metadata = {
         **encoder.metadata,
+        **choose_windows(earlier, encoder, args),
         "embeddings": args.store_embeddings,
-        "window": None if math.isinf(window) else window,
-        "stride": None if math.isinf(window) else stride,
         "neighbours": encoder.neighbours,
         "checkpoint": os.path.abspath(checkpoint),
         "videos": os.path.abspath(args.videos),
@@ -256,11 +258,8 @@ def start_update(checkpoint, encoder, args):
     return metadata, num_unchanged, todo, len(gone)
 
 
-def choose_windows(encoder, earlier, args):
-    """(window, stride) in seconds: of the flags, else of the index, else of the checkpoint.
-
-    earlier: metadata of the index, or None.
-    """
+def choose_windows(earlier, encoder, args):
+    """{window, stride} in seconds: of the flags, else of the index, else of the checkpoint."""
     window, stride = args.window, args.stride
     if window is None and earlier:
         window = earlier["window"] or math.inf
@@ -274,7 +273,9 @@ def choose_windows(encoder, earlier, args):
             f"{WINDOW:g} s are used (--window)",
             file=sys.stderr,
         )
-    return window, stride or STRIDE * window
+    if math.isinf(window):
+        return {"window": None, "stride": None}
+    return {"window": window, "stride": stride or STRIDE * window}
 
 
 def encode_records(todo, encoder, metadata, args):

@@ -8,13 +8,15 @@ The codes of a class differ from its centre in 2 % of the bits, so that a quarte
 of its moments tie at the centre, as trained codes do. Each step runs in a
 process of its own. "faiss" is Faiss's own search for the ten nearest of the same
 codes in memory; "query" is the whole of a query but decoding and encoding: it
-opens and verifies the index, searches, and reads the ten moments. Its files are
-first not in memory ("cold"), then they are. "update" opens the index, compares
-its videos with those in the folder, appends 10,000 rows and compacts the table.
-"process" is the time from the start of Python to its end; memory is the largest
-resident set. With --checkpoint and --video, search.py query is timed too.
+opens and verifies the index, searches, and reads the ten moments; once with the
+files not in memory ("cold"), once in memory, once with ties in a mixed order.
+"update" opens the index, compares its videos with those in the folder, appends
+10,000 rows and compacts the table. Seconds are by the clock and of the CPU;
+"process" is from the start of Python to its end; memory is the largest resident
+set. With --checkpoint and --video, search.py query is timed too.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -117,6 +119,15 @@ def forget_files(folder):
 # ==== the steps ====
 
 
+@contextlib.contextmanager
+def timed(seconds, name):
+    """Add the seconds of the block to the dict `seconds`, by the clock and of the CPU."""
+    started, cpu = time.perf_counter(), time.process_time()
+    yield
+    seconds[name] = time.perf_counter() - started
+    seconds[f"{name} CPU"] = time.process_time() - cpu
+
+
 def time_faiss(folder, count, metadata):
     """Seconds of Faiss's own search, with the codes in memory."""
     import faiss
@@ -126,59 +137,54 @@ def time_faiss(folder, count, metadata):
         _, _, classes = number_moments(first, min(PIECE, count - first))
         index.add(draw_codes(first, classes))
     index.use_heap = False
-    times = []
-    for row in range(3):
-        started = time.perf_counter()
-        index.search(CENTRES[row : row + 1], 10)
-        times.append(time.perf_counter() - started)
-    return {"search": sorted(times)[1]}
+    index.search(CENTRES[:1], 10)
+    seconds = {}
+    with timed(seconds, "search"):
+        index.search(CENTRES[:1], 10)
+    return seconds
 
 
-def time_query(folder, count, metadata):
-    """Seconds to open an index and to search it, for the first and for further queries."""
-    started = time.perf_counter()
-    from retrieval.answers import Options, answer_query
-    from retrieval.index import Index
-
-    seconds = {"import": time.perf_counter() - started}
-    started = time.perf_counter()
-    index = Index(folder)
-    seconds["open"] = time.perf_counter() - started
+def time_query(folder, count, metadata, mix_ties=False):
+    """Seconds to open an index and to search it once."""
+    seconds = {}
+    with timed(seconds, "import"):
+        from retrieval.answers import Options, answer_query
+        from retrieval.index import Index
+    with timed(seconds, "open"):
+        index = Index(folder)
     parts = [(0.0, 3.0, np.where(np.unpackbits(CENTRES[0]), 0.5, -0.5))]
     with tempfile.NamedTemporaryFile() as query:  # of the size of one indexed video
         query.write(bytes(1001))
         query.flush()
-        for name, mix in (("search", False), ("search, ties mixed", True)):
-            started = time.perf_counter()
-            found = answer_query([index], query.name, parts, Options(mix_ties=mix))
-            seconds[name] = time.perf_counter() - started
-    seconds["ties"] = found["ties"][0]["windows"]
-    return seconds
+        with timed(seconds, "search"):
+            found = answer_query([index], query.name, parts, Options(mix_ties=mix_ties))
+    return {**seconds, "ties": found["ties"][0]["windows"]}
 
 
-def time_cold_query(folder, count, metadata):
+def time_query_cold(folder, count, metadata):
     forget_files(folder)
     return time_query(folder, count, metadata)
+
+
+def time_query_mixed(folder, count, metadata):
+    return time_query(folder, count, metadata, mix_ties=True)
 
 
 def time_update(folder, count, metadata):
     """Seconds to open an index for an update, to plan it, and to append 10,000 rows."""
     from retrieval.index_update import append_table, clean, compact, open_for_update, plan_update
 
-    started = time.perf_counter()
-    table = open_for_update(folder, metadata)
-    seconds = {"open": time.perf_counter() - started}
-    started = time.perf_counter()
-    plan_update(folder, ["new.avi"], table)
-    seconds["plan"] = time.perf_counter() - started
+    seconds = {}
+    with timed(seconds, "open"):
+        table = open_for_update(folder, metadata)
+    with timed(seconds, "plan"):
+        plan_update(folder, ["new.avi"], table)
     rows = make_rows(10 * count, 10_000, metadata)
-    started = time.perf_counter()
-    append_table(folder, rows)
-    seconds["append"] = time.perf_counter() - started
-    started = time.perf_counter()
-    compact(folder)
-    clean(folder, is_alone=True)
-    seconds["compact"] = time.perf_counter() - started
+    with timed(seconds, "append"):
+        append_table(folder, rows)
+    with timed(seconds, "compact"):
+        compact(folder)
+        clean(folder, is_alone=True)
     return seconds
 
 
@@ -238,7 +244,7 @@ def main():
         found = {key: round(value, 3) for key, value in found.items()}
         print(json.dumps({"step": name, "codes": args.codes, **found}), flush=True)
 
-    for step in (make_index, time_faiss, time_cold_query, time_query):
+    for step in (make_index, time_faiss, time_query_cold, time_query, time_query_mixed):
         show(step.__name__, run_step(step, folder, args.codes, metadata))
     if args.checkpoint:
         show("search.py query", time_program(folder, args))

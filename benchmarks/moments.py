@@ -49,7 +49,7 @@ from utils.config import Parser
 
 RATE = 30
 LEAST_IOU = 0.5
-WHOLE = math.inf, math.inf  # window and stride
+WHOLE = {"window": None, "stride": None}  # one code per video
 WAYS = "whole clips", "exact cuts", "moments", "with embeddings", "one code a video"
 
 
@@ -118,25 +118,24 @@ def write_picture(container, stream, picture, index):
 # ==== search ====
 
 
-def encode_video(path, encoder, window, stride):
+def encode_video(path, encoder, windows):
     """List of (start, end, code (K,)) of the windows of a video file."""
     sizes = encoder.preprocessing["clip_frames"], encoder.preprocessing["frame_size"]
-    windows = ((path, found, None) for found in read_windows(path, *sizes, window, stride))
-    windows = itertools.chain(windows, [(path, None, None)])
-    ((_, moments, _),) = encode_windows(windows, encoder.encode, batch_size=16)
+    window, stride = (windows[key] or math.inf for key in ("window", "stride"))
+    clips = ((path, found, None) for found in read_windows(path, *sizes, window, stride))
+    clips = itertools.chain(clips, [(path, None, None)])
+    ((_, moments, _),) = encode_windows(clips, encoder.encode, batch_size=16)
     return moments
 
 
-def index_videos(folder, videos, encoder, window, stride):
+def index_videos(folder, videos, encoder, windows):
     """An Index of video files in a new folder; paths are <number>/<class>/<file>."""
     shutil.rmtree(folder, ignore_errors=True)
-    spans = {"window": window if math.isfinite(window) else None}
-    spans["stride"] = stride if math.isfinite(stride) else None
-    metadata = {**encoder.metadata, **spans, "neighbours": None, "embeddings": True}
+    metadata = {**encoder.metadata, **windows, "neighbours": None, "embeddings": True}
     metadata |= {"checkpoint": "", "videos": "/"}
     open_for_update(folder, metadata)
     appender = Appender(folder, metadata, is_main=True)
-    encode = cache(partial(encode_video, encoder=encoder, window=window, stride=stride))
+    encode = cache(partial(encode_video, encoder=encoder, windows=windows))
     for count, path in enumerate(videos):
         name = f"{count}/{path.parent.name}/{path.name}"
         record = {"path": name, "size": None, "mtime_ns": None}
@@ -169,16 +168,16 @@ def first_right(index, path, parts, is_good, rerank=0):
 def rank_queries(queries, clips, minutes, encoder, folder, args):
     """For each query the ranks of the first right result, one for each of WAYS."""
     (folder / "video").mkdir(parents=True, exist_ok=True)
-    long, spans, whole = folder / "video" / "long.mp4", choose_windows(encoder, None, args), WHOLE
+    long, windows = folder / "video" / "long.mp4", choose_windows(None, encoder, args)
     moments = join_clips(clips, 60 * minutes, long, args.size, np.random.default_rng(0))
-    of_clips = index_videos(folder / "clips_index", clips, encoder, *whole)
+    of_clips = index_videos(folder / "clips_index", clips, encoder, WHOLE)
     cuts = [clip for _, _, clip in moments]
-    of_cuts = index_videos(folder / "cuts_index", cuts, encoder, *whole)
-    of_moments = index_videos(folder / "index", [long], encoder, *spans)
-    of_whole = index_videos(folder / "whole_index", [long], encoder, *whole)
+    of_cuts = index_videos(folder / "cuts_index", cuts, encoder, WHOLE)
+    of_moments = index_videos(folder / "index", [long], encoder, windows)
+    of_whole = index_videos(folder / "whole_index", [long], encoder, WHOLE)
     ranks = []
     for path in queries:
-        label, parts = path.parent.name, encode_video(path, encoder, *whole)
+        label, parts = path.parent.name, encode_video(path, encoder, WHOLE)
         right_clip = partial(has_class, label=label)
         right_moment = partial(is_right, moments=moments, label=label)
         ranks.append(
@@ -213,7 +212,7 @@ def summarise(ranks):
 
 def time_parts(path, encoder, args):
     """CPU seconds of decoding a video alone, of encoding its windows, and of both at once; MB."""
-    seconds, spans = {}, choose_windows(encoder, None, args)
+    seconds, windows = {}, choose_windows(None, encoder, args)
     started = time.process_time()
     for _ in decode(path):
         pass
@@ -222,7 +221,7 @@ def time_parts(path, encoder, args):
     clips = torch.zeros(16, *sizes, dtype=torch.uint8)
     encoder.encode(clips)
     started = time.process_time()
-    count = len(encode_video(path, encoder, *spans))
+    count = len(encode_video(path, encoder, windows))
     seconds["indexing"] = time.process_time() - started
     started = time.process_time()
     for _ in range(0, count, 16):

@@ -3,15 +3,31 @@
 import itertools
 import os
 import shutil
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, STARTED, Process, extract_and_split, run_main, train_command
+from helpers import (
+    ROOT,
+    STARTED,
+    Process,
+    draw_large_pictures,
+    extract_and_split,
+    run_main,
+    train_command,
+)
 
 from datasets.synthetic import make_dataset
 
 DATA = Path(os.environ.get("VIDEO_RETRIEVAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_configure():
+    """Let Ctrl-C reach the scripts, also where a shell started the tests in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -31,6 +47,12 @@ def no_unmarked_programs(request, monkeypatch):
 
     if not request.node.get_closest_marker("scripts"):
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(autouse=True)
+def usual_excepthook(monkeypatch):
+    """pytest reports exceptions of threads; a RunLog replaces its hook."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +133,8 @@ def few_videos(drawn_videos, tmp_path):
 def trained(demo, run_script):
     """The run folder of the small training on the demo data, which no test changes."""
     run = demo / "run"
-    process = run_script(*train_command(demo, run))
+    command = train_command(demo, run, "--eval-every", 2)
+    process = run_script(*command, patch=draw_large_pictures)
     (run / "stdout.txt").write_text(process.stdout)
     return run
 

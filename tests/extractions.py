@@ -19,7 +19,7 @@ def wait_for_work(process, frames):
 
 def last_line(process, status=0):
     """Wait for an extraction. Returns the last line of its output."""
-    assert process.wait(60) == status and "Traceback" not in process.stderr, process.output()
+    assert process.wait() == status and "Traceback" not in process.stderr, process.output()
     return (process.stderr if status else process.stdout).splitlines()[-1]
 
 

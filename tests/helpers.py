@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
+from reports import examples
+
 ROOT = Path(__file__).resolve().parent.parent
 EXTRACT = ["--num-frames", 8, "--size", 20, 24, "--workers", 2]
 CLIPS = ["--clip-frames", 4, "--size", 16, "--classes-per-batch", 2, "--clips-per-class", 3]
 NETWORK = ["--width", 0.0625, "--bits", 12]
-EPOCHS = ["--epochs", 3, "--eval-every", 2, "--warmup-epochs", 1, "--workers", 1]
+EPOCHS = ["--epochs", 3, "--eval-every", 3, "--warmup-epochs", 1, "--workers", 1]
 TINY = [*CLIPS, *NETWORK, *EPOCHS]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -29,6 +31,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SCRIPTS = ["train", "test", "search", "make_splits"]
 LIBRARIES = ["torch._dynamo", "torch.distributed.run", "matplotlib.pyplot", "pytest", "helpers"]
 SERVER.set_forkserver_preload([*SCRIPTS, *LIBRARIES])
+MOST_ROWS = examples.MOST_ROWS
 STARTED = []  # the processes of the running test; conftest.py ends them with it
 
 
@@ -54,7 +57,7 @@ class Process:
         self.process.join(timeout=seconds)
         return self.process.exitcode
 
-    def wait(self, seconds=120):
+    def wait(self, seconds=300):
         """The exit status. Fails, and kills the group, if the process takes longer."""
         if self.status(seconds) is None:
             self.kill()
@@ -96,7 +99,11 @@ def _call(paths, environment, function, *arguments):
 
 
 def run_main(arguments, patch=None):
-    """What `python ARGUMENTS` does, after `patch()`."""
+    """What `python ARGUMENTS` does, after `patch()`; pictures of queries are small.
+
+    A training spends most of its time on the picture for TensorBoard.
+    """
+    examples.MOST_ROWS = 1
     if patch:
         patch()
     if arguments[0] == "-m":
@@ -106,6 +113,11 @@ def run_main(arguments, patch=None):
         sys.argv = list(arguments)
         sys.path.insert(0, str(ROOT))
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+def draw_large_pictures():
+    """Patch: pictures of queries have as many rows as users see."""
+    examples.MOST_ROWS = MOST_ROWS
 
 
 def free_port():

@@ -8,7 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import EXTRACT, TINY, read_log, same_weights, train_command, weights
+from helpers import (
+    EXTRACT,
+    TINY,
+    draw_large_pictures,
+    read_log,
+    same_weights,
+    train_command,
+    weights,
+)
 
 from configs.flags import parse_train_flags
 from datasets.synthetic import ACTIONS, make_dataset, write_clip
@@ -87,9 +95,8 @@ def test_a_run_without_validation_still_has_a_best_checkpoint(demo, tmp_path, ru
 def tested(trained, run_script):
     """What test.py writes with all that it can: (folder, stdout)."""
     flags = "--untrained", "--html", 2, "--projector", "--pictures", 2
-    return trained / "test", run_script(
-        "test.py", "--checkpoint", trained / "best.pt", *flags
-    ).stdout
+    command = "test.py", "--checkpoint", trained / "best.pt", *flags
+    return trained / "test", run_script(*command, patch=draw_large_pictures).stdout
 
 
 def test_testing_writes_metrics_codes_and_a_picture(tested):
@@ -216,7 +223,7 @@ def test_the_configs_of_the_real_data_sets_run_end_to_end(
     paths = "--frames", frames, "--splits", splits, "--output", run
     network = "--epochs", 1, "--backbone", backbone, "--pretrained", "none"
     run_script("train.py", "--config", f"configs/{dataset}.yaml", *paths, *TINY, *network)
-    run_script("test.py", "--checkpoint", run / "best.pt")
+    run_script("test.py", "--checkpoint", run / "best.pt", patch=draw_large_pictures)
     tested = json.loads((run / "test" / "metrics.json").read_text())["run"]
     assert tested["queries"] == 4 and tested["database"] == 8
 

@@ -194,7 +194,7 @@ def train(file, tmp_path, run_script):
 
 
 def test_the_hash_layer_is_trained_and_measured(train, run_script, file):
-    run = train("run", "--epochs", 30)
+    run = train("run", "--epochs", 8, "--lr", 0.03)
     assert read_log(run)[-1]["train/loss"] < read_log(run)[0]["train/loss"]
     assert set(weights(run / "best.pt")) == {
         *("backbone.mean", "backbone.std", "hash.weight", "hash.bias")

@@ -86,7 +86,7 @@ YAML = st.recursive(
 FLAGS = sorted(build_parser().flags)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=st.dictionaries(st.sampled_from(FLAGS), YAML, max_size=4), cut=st.integers(0, 60))
 def test_any_config_is_read_or_ends_in_status_2(tmp_path_factory, values, cut):
     import yaml

@@ -25,7 +25,7 @@ from retrieval.index_update import delete_videos, open_for_update, plan_update, 
 from retrieval.nearest import find_nearest
 from utils.errors import UserError
 
-QUICK_AND_LONG = pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
+QUICK_AND_LONG = pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
 
 
 def check_all(check, count):

@@ -48,7 +48,7 @@ def read_comparable(path):
 def material(tmp_path_factory, run_script):
     """Videos, frames, lists and a checkpoint that the killed scripts start from."""
     root = tmp_path_factory.mktemp("material")
-    make_dataset(root, classes=3, groups=5, videos=60, test_groups=1)
+    make_dataset(root, classes=3, groups=5, videos=30, test_groups=1)
     extract_and_split(root, run_script)
     write_checkpoint(root / "best.pt")
     run_script(*train_command(root, root / "run", "--epochs", 1))
@@ -69,7 +69,7 @@ def caching(material, output):
 
 
 def training(material, output):
-    return train_command(material, output, "--epochs", 8, "--save-steps", 2)
+    return train_command(material, output, "--epochs", 8, "--eval-every", 8, "--save-steps", 2)
 
 
 def evaluation(material, output):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import run_main, start_ranks
 from test_search import content, write_checkpoint
+from weight_files import TINY_WIDTH, file_layout, tiny_state
 
 from datasets.synthetic import make_dataset
-from models.label_free import CLIPS, build_label_free
+from models import build_model, label_free
 from retrieval.index import Index
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -130,14 +131,17 @@ def test_equal_videos_are_refused(weights, videos, tmp_path, run_script):
     assert "the features of all 12 items are equal" in output.stderr
 
 
-def test_weights_of_others_get_their_own_input(tmp_path):
-    from torchvision.models.video import r3d_18
-
-    torch.manual_seed(0)
-    torch.save(r3d_18(weights=None).state_dict(), tmp_path / "r3d18.pth")
-    model, content = build_label_free(str(tmp_path / "r3d18.pth"), 64)
-    assert content["network"]["backbone"] == "r3d18" and model.hash.out_features == 64
-    assert CLIPS.items() <= content["preprocessing"].items()
+def test_weights_of_others_get_their_own_input(tmp_path, monkeypatch):
+    path = tmp_path / "hara.pth"
+    torch.save(file_layout("Hara 2018", tiny_state()), path)
+    monkeypatch.setattr(
+        label_free,
+        "build_model",
+        lambda **settings: build_model(**settings | {"width": TINY_WIDTH}),
+    )
+    model, content = label_free.build_label_free(str(path), 8)
+    assert content["network"]["backbone"] == "resnet18" and model.hash.out_features == 8
+    assert label_free.CLIPS.items() <= content["preprocessing"].items()
     assert content["preprocessing"]["channels"] == "RGB"
-    with pytest.raises(UserError, match="512 features, so at most 512 bits"):
-        build_label_free(str(tmp_path / "r3d18.pth"), 1024)
+    with pytest.raises(UserError, match="10 features, so at most 10 bits"):
+        label_free.build_label_free(str(path), 16)

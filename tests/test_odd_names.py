@@ -90,8 +90,8 @@ def test_printable_keeps_what_can_be_printed():
 
 
 def test_figures_show_every_name(tmp_path):
-    for name in (CLASS, r"$\x$", "a$b", "\ud800"):
-        for file in ("a.png", "a.pdf", "a.svg"):
-            save_figure(precision_at_figure({name: METRICS, "b": METRICS}), tmp_path / file)
-            frame = np.zeros((2, 2, 3), np.uint8)
-            save_figure(retrieval_figure([[(frame, name)]], "title"), tmp_path / file)
+    names, frame = (CLASS, r"$\x$", "a$b", "\ud800"), np.zeros((2, 2, 3), np.uint8)
+    for file in ("a.png", "a.pdf", "a.svg"):
+        save_figure(precision_at_figure(dict.fromkeys(names, METRICS)), tmp_path / file)
+        rows = [[(frame, name)] for name in names]
+        save_figure(retrieval_figure(rows, "title"), tmp_path / file)

@@ -8,14 +8,16 @@ from helpers import checkpoint_content, train_command
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video import r3d_18
 from weight_files import (
+    build_tiny_models,
     c3d_features,
     file_layout,
     hara_features,
-    hara_state,
     published_input,
     random_state,
+    tiny_state,
 )
 
+import models
 from datasets.transforms import prepare
 from models import (
     BACKBONES,
@@ -124,14 +126,16 @@ def test_features_equal_those_of_torchvisions_network(tmp_path):
 # ==== refusals ====
 
 
-@pytest.fixture(scope="module")
-def hara_files(tmp_path_factory):
-    """A valid file of each release, and their weights."""
-    root = tmp_path_factory.mktemp("hara")
-    states = {"Hara 2018": hara_state(18, "B"), "Hara 2017": hara_state(18, "A")}
+@pytest.fixture
+def hara_files(tmp_path, monkeypatch):
+    """A valid file of each release, and their weights: of few channels, as networks have here."""
+    monkeypatch.setattr(models, "build_model", models.build_model)  # restored after the test
+    build_tiny_models()
+    states = {"Hara 2018": tiny_state("B"), "Hara 2017": tiny_state("A")}
     for family, state in states.items():
-        torch.save(file_layout(family, state), root / f"{family}.pth")
-    return root, states
+        states[family] = {k: v for k, v in state.items() if "num_batches_tracked" not in k}
+        torch.save(file_layout(family, states[family]), tmp_path / f"{family}.pth")
+    return tmp_path, states
 
 
 def refusal(path, **settings):
@@ -224,9 +228,9 @@ def test_files_with_missing_unexpected_or_mismatched_keys_are_refused(
 
 
 def test_files_that_mix_two_formats_are_refused(tmp_path):
-    r3d = {key: value for key, value in r3d_18().state_dict().items() if key != "stem.0.weight"}
+    r3d = {name: torch.ones(1) for name in ("stem.1.weight", "layer1.0.conv1.0.weight")}
     torch.save(r3d, tmp_path / "r3d.pth")
-    refusal(tmp_path / "r3d.pth", backbone="r3d18")
+    assert "unknown weight format" in refusal(tmp_path / "r3d.pth", backbone="r3d18")
     small = {name: torch.ones(1) for name in ("conv1.weight", "fc6.weight", "features.0.weight")}
     torch.save(small, tmp_path / "c3d.pth")
     assert "unknown weight format" in refusal(tmp_path / "c3d.pth", backbone="c3d")
@@ -269,8 +273,8 @@ def test_a_flag_overrides_the_normalisation(hara_files, pretrained, name):
 
 def test_training_prints_the_normalisation(demo, hara_files, tmp_path, run_script):
     flags = "--width", 1, "--pretrained", hara_files[0] / "Hara 2018.pth", "--epochs", 1
-    flags = *flags, "--normalisation", "hara2017"
-    printed = run_script(*train_command(demo, tmp_path / "run", *flags)).stdout
+    command = train_command(demo, tmp_path / "run", *flags, "--normalisation", "hara2017")
+    printed = run_script(*command, patch=build_tiny_models).stdout
     sha256 = hashlib.sha256((hara_files[0] / "Hara 2018.pth").read_bytes()).hexdigest()
     assert f"backbone from Hara 2018.pth (Hara 2018, SHA-256 {sha256})\n" in printed
     assert "normalisation hara2017 (RGB from 0 to 255, mean 114.775 107.735 99.475, " in printed

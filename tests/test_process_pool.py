@@ -45,11 +45,11 @@ def test_every_job_is_answered_with_its_own_result():
 
 def test_a_crash_or_a_hang_costs_one_job():
     jobs = ["a", "hang", "b", "segfault", "c", "leave", "d", "wrong", "raise", "hang", "e"]
-    answers = list(run_jobs(behave, jobs, workers=2, seconds=1))
+    answers = list(run_jobs(behave, jobs, workers=2, seconds=2))
     assert sorted(job for job, _, _ in answers) == sorted(jobs)
     failures = {job: failure for job, result, failure in answers if result is None}
     assert failures == {
-        "hang": "took longer than 1 seconds",
+        "hang": "took longer than 2 seconds",
         "segfault": "its worker process was killed by SIGSEGV",
         "leave": "its worker process exited with status 3",
         "wrong": "a reason",
@@ -105,7 +105,7 @@ def test_generators_give_many_results_and_one_end():
         ("segfault", 1),
         ("c", 500),
     ]
-    answers = list(run_jobs(count_up, jobs, workers=3, seconds=1))
+    answers = list(run_jobs(count_up, jobs, workers=3, seconds=2))
     for job in jobs:
         own = [(result, failure) for other, result, failure in answers if other == job]
         results = [((job[0], number), MORE) for number in range(job[1])]
@@ -114,19 +114,19 @@ def test_generators_give_many_results_and_one_end():
     assert ends == {
         **{"a": None, "b": None, "c": None, "wrong": "a reason"},
         "raise": "MemoryError: too large",
-        "hang": "took longer than 1 seconds",
+        "hang": "took longer than 2 seconds",
         "segfault": "its worker process was killed by SIGSEGV",
     }
 
 
 def slow_steps(job):
     for number in range(4):
-        time.sleep(0.4)
+        time.sleep(0.7)
         yield number
 
 
 def test_the_time_limit_is_per_result():
-    assert len(list(run_jobs(slow_steps, [0], workers=1, seconds=1.2))) == 5
+    assert len(list(run_jobs(slow_steps, [0], workers=1, seconds=2.5))) == 5
 
 
 def test_a_generator_runs_on_only_as_its_results_are_taken(tmp_path):
@@ -224,7 +224,10 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the signal is L
 def test_workers_end_when_the_main_process_is_killed(way, job_seconds, limit, method, tmp_path):
     """One of them was forked later, after a crash, and could hold a copy of the connection."""
     main = start_main(tmp_path, job_seconds, way, method)
-    assert len({main.stdout.readline() for _ in range(3)}) == 3
+    workers = set()
+    while len(workers) < 3:  # where the third starts late, the second does another job first
+        workers.add(main.stdout.readline())
+        assert "" not in workers, "the main process ended"
     main.kill()
     wait_for_the_end(main.pid, limit)
     main.communicate()

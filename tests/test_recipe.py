@@ -3,13 +3,14 @@
 import csv
 import itertools
 import json
+import subprocess
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from experiments import comparisons, recipe
+from experiments import clips, comparisons, recipe
 from experiments import features as on_features
 
 # ==== losses and baselines ====
@@ -250,8 +251,18 @@ def test_settings_are_compared_with_the_same_runs_of_the_default():
 
 
 @pytest.mark.scripts
-def test_clips_are_trained_and_compared_with_codes_made_without_labels(tmp_path, run_recipe):
+def test_the_scripts_of_clips_must_succeed(capfd):
+    clips.run_script("make_splits.py", "--help")
+    with pytest.raises(subprocess.CalledProcessError):
+        clips.run_script("make_splits.py")
+    assert "required" in capfd.readouterr().err
+
+
+def test_clips_are_trained_and_compared_with_codes_made_without_labels(
+    tmp_path, run_recipe, run_script, monkeypatch
+):
     """Two classes, light and dark, of 20 sequences each, as UT-Interaction names them."""
+    monkeypatch.setattr(clips, "run_script", run_script)
     rng = np.random.default_rng(0)
     for label, sequence in itertools.product(range(2), range(1, 21)):
         folder = tmp_path / "frames" / f"class{label}" / f"{sequence}_{sequence}_{label}"

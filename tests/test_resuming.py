@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -176,7 +177,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
 ):
     run, last = tmp_path / "run", tmp_path / "run" / "last.pt"
     command = train_command(demo, run)
-    run_script(*command)
+    shutil.copytree(trained, run)
     assert torch.load(run / "previous.pt", weights_only=True)["epoch"] == 2
     for damage in (b"", last.read_bytes()[:5000], None):
         if damage is None:

@@ -30,7 +30,7 @@ SOURCES = {
     "cache": ("--workers", 2, "--cache", "disk", "--cache-frames", 8),
 }
 LAUNCHERS = {"alone": (), "torchrun": (*TORCHRUN, 2)}
-EPOCHS = 12
+EPOCHS = 8
 
 
 def command_of(demo, run, launcher, source):
@@ -105,14 +105,15 @@ def test_a_signal_to_the_group_saves_and_the_same_command_resumes(
 ):
     """Each run is stopped, then started again and left alone: its weights are the undisturbed."""
     rng, stopped = random.Random(f"{launcher} {source} {name}"), 0
-    for attempt in range(signals):
+    for attempt in range(3 * signals):
         run = tmp_path / f"run{attempt}"
         command, wait = command_of(demo, run, launcher, source), rng.uniform(0, 0.2)
         stopped += signal_group(start_script(*command), run, signal.Signals[name], wait)
         assert "resuming" in run_to_end(demo, run, launcher, source)
         assert same_weights(weights(run / "last.pt"), undisturbed(launcher))
-    print(f"\n{launcher}, {source}, {name}: {stopped} of {signals} stopped and saved, all resumed")
-    assert stopped >= max(1, 0.7 * signals), "most runs must be stopped in the middle"
+        if stopped == signals:
+            break
+    assert stopped == signals, "most runs must be stopped in the middle"
 
 
 def validate_slowly():

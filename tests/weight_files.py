@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import models
 from models.resnet3d import ResNet3D
 
 TINY_WIDTH = 0.02
@@ -158,15 +159,22 @@ def published_input(family, clips):
 # ==== small files ====
 
 
-def tiny_backbone():
+def tiny_backbone(shortcut="B"):
     """`resnet18` with one to ten channels; its keys are those of the format Hara 2018."""
-    return ResNet3D(blocks=(2, 2, 2, 2), stem="hara", width=TINY_WIDTH)
+    return ResNet3D(blocks=(2, 2, 2, 2), stem="hara", width=TINY_WIDTH, shortcut=shortcut)
 
 
-def tiny_state():
+def tiny_state(shortcut="B"):
     """Weights of `tiny_backbone` and of a classifier."""
     torch.manual_seed(0)
-    return {**tiny_backbone().state_dict(), "fc.weight": torch.randn(5, 10)}
+    classifier = {"fc.weight": torch.randn(5, 10), "fc.bias": torch.randn(5)}
+    return {**tiny_backbone(shortcut).state_dict(), **classifier}
+
+
+def build_tiny_models():
+    """Have `models` build networks of TINY_WIDTH whatever the settings are."""
+    build_model = models.build_model
+    models.build_model = lambda **settings: build_model(**{**settings, "width": TINY_WIDTH})
 
 
 def saved(content, **options):
