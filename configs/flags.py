@@ -31,7 +31,8 @@ FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 OF_VIDEOS = (
     *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
     *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
-    *("clip_frames", "input", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("clip_frames", "input", "size", "crop", "crop_scale"),
+    *("temporal_crop", "flip", "colour_jitter"),
     *("cache", "cache_frames", "cache_folder"),
 )
 
@@ -329,6 +330,14 @@ def add_clip_flags(parser):
         default=[0.7, 1.0],
         metavar=("LEAST", "MOST"),
         help="range of the side of the random crop in training, relative to the shorter side",
+    )
+    add(
+        "--temporal-crop",
+        type=ratio,
+        default=1.0,
+        metavar="LEAST",
+        help="a training clip covers a random part of its video, at least this share of it; "
+        "0.5 for few videos, 1: always the whole",
     )
     add(
         "--flip",
