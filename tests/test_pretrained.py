@@ -88,7 +88,7 @@ def test_features_from_pixels_equal_an_independent_forward_pass(
     model, used, normalisation, _ = build_initial_model(settings, path)
     assert used["shortcut"] == (shortcut or "B")
 
-    side = 112 if backbone == "c3d" else 48
+    side = 112 if backbone == "c3d" else 32
     clips = torch.randint(0, 256, (1, 16, side, side, 3), dtype=torch.uint8)
     preprocessing = {"size": side, "crop": 1.0, **normalisation}
     with torch.no_grad():
@@ -127,10 +127,15 @@ def test_features_equal_those_of_torchvisions_network(tmp_path):
 
 
 @pytest.fixture
-def hara_files(tmp_path, monkeypatch):
-    """A valid file of each release, and their weights: of few channels, as networks have here."""
-    monkeypatch.setattr(models, "build_model", models.build_model)  # restored after the test
+def tiny_models(monkeypatch):
+    """Networks have few channels, until the test ends."""
+    monkeypatch.setattr(models, "build_model", models.build_model)
     build_tiny_models()
+
+
+@pytest.fixture
+def hara_files(tmp_path, tiny_models):
+    """A valid file of each release, and their weights, of few channels."""
     states = {"Hara 2018": tiny_state("B"), "Hara 2017": tiny_state("A")}
     for family, state in states.items():
         states[family] = {k: v for k, v in state.items() if "num_batches_tracked" not in k}
@@ -227,7 +232,7 @@ def test_files_with_missing_unexpected_or_mismatched_keys_are_refused(
     assert message in refusal(tmp_path / "w.pth")
 
 
-def test_files_that_mix_two_formats_are_refused(tmp_path):
+def test_files_that_mix_two_formats_are_refused(tmp_path, tiny_models):
     r3d = {name: torch.ones(1) for name in ("stem.1.weight", "layer1.0.conv1.0.weight")}
     torch.save(r3d, tmp_path / "r3d.pth")
     assert "unknown weight format" in refusal(tmp_path / "r3d.pth", backbone="r3d18")

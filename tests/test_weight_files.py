@@ -150,7 +150,9 @@ def test_a_changed_weight_is_found_by_its_checksum(state, tmp_path):
 def test_a_name_is_read_from_the_cache_of_torch_hub(tmp_path, monkeypatch):
     """Nothing is downloaded; a file that does not have the hash in its name is refused."""
     path = tmp_path / "r3d_18.pth"
-    torch.save(r3d_18().state_dict(), path)
+    with torch.device("meta"):
+        keys = r3d_18().state_dict().keys()
+    torch.save({key: torch.ones(9) for key in keys}, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     cached = tmp_path / "checkpoints" / f"r3d_18-{sha256[:8]}.pth"
     cached.parent.mkdir()
@@ -160,7 +162,7 @@ def test_a_name_is_read_from_the_cache_of_torch_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_weight", lambda _: weight)
     weights = load_pretrained("r3d18_kinetics400")
     assert (weights.backbone, weights.file) == ("r3d18", cached.name)
-    cached.write_bytes(cached.read_bytes()[:100_000])
+    cached.write_bytes(cached.read_bytes()[:-100])
     with pytest.raises(PretrainedError, match="delete it and download it again"):
         load_pretrained("r3d18_kinetics400")
 
