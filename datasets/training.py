@@ -55,16 +55,16 @@ def check_clip_frames(dataset, args):
         stored, remedy = dataset.extracted, "extract_frames.py --num-frames"
     else:
         stored, remedy = args.cache_frames, "--cache-frames"
-    if stored and args.clip_frames > args.temporal_crop * stored:
-        raise SplitError(
-            f"--clip-frames {args.clip_frames} with --temporal-crop {args.temporal_crop:g}: "
-            f"there are only {stored} frames per video; raise {remedy}"
-        )
     if stored and stored < args.clip_frames * args.views:
         views = f" x --views {args.views}" if args.views > 1 else ""
         raise SplitError(
             f"--clip-frames {args.clip_frames}{views}: there are only {stored} frames per video; "
             f"lower it or raise {remedy}"
+        )
+    if stored and args.clip_frames > args.temporal_crop * stored:
+        raise SplitError(
+            f"--clip-frames {args.clip_frames} with --temporal-crop {args.temporal_crop:g}: "
+            f"there are only {stored} frames per video; raise {remedy}"
         )
 
 
