@@ -64,7 +64,7 @@ from utils import distributed
 from utils.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from utils.device import set_threads
 from utils.errors import UserError, exit_on_user_error, printable
-from utils.files import check_writable, file_lock, write_failures
+from utils.files import check_writable, folder_lock, write_failures
 from utils.terminal import progress, safe_streams
 
 PREVIEW_FRAMES = 8
@@ -489,7 +489,7 @@ def main(args):
         return serve_index(device, args)
     check_writable(args.output, "--output")
     check_index_folder(args.output)  # before the lock, which makes the folder
-    lock = file_lock(args.output / ".lock")
+    lock = folder_lock(args.output)
     with lock if distributed.is_main() else contextlib.nullcontext():
         return index_videos(device, args)
 

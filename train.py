@@ -47,7 +47,7 @@ from retrieval.measure import SIDES, find_nearest, measure
 from utils import distributed
 from utils.device import mixed_precision, set_deterministic, set_threads, to_device
 from utils.errors import UserError, exit_on_user_error
-from utils.files import file_lock, write_text
+from utils.files import folder_lock, write_text
 from utils.optim import build_optimizer, build_scheduler
 from utils.terminal import print_main, progress, safe_streams, warn
 from utils.train_state import (
@@ -262,7 +262,7 @@ def lock_run(args):
     """Keep other trainings out of the run folder: two would overwrite each other's checkpoints."""
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
-    return file_lock(Path(args.output) / ".lock")
+    return folder_lock(args.output)
 
 
 def start_clock(state, batches, log, args):

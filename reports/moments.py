@@ -2,8 +2,6 @@
 
 from utils.errors import printable
 
-ROW = "{:>4}  {:>4}  {:>6}  {:<{width}}  {}  {}"
-
 
 def format_search(found):
     """An answer of `retrieval.answers.answer_query` as a table, with notes about ties below it."""

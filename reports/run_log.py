@@ -1,11 +1,13 @@
 """The log of a run: a line for the terminal and one of JSON per epoch, and TensorBoard files."""
 
 import contextlib
+import io
 import json
 import threading
 import time
 from pathlib import Path
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from reports.figures import precision_at_figure, precision_recall_figure
@@ -152,13 +154,23 @@ class RunLog:
             return
         curves = {"validation": metrics}
         if picture is not None:
-            self.board.add_figure("1_val/retrieval", picture, epoch)
+            self.board.file_writer.add_summary(_jpeg("1_val/retrieval", picture), epoch)
         self.board.add_figure("1_val/precision_recall", precision_recall_figure(curves), epoch)
         self.board.add_figure("1_val/precision_at", precision_at_figure(curves), epoch)
 
     def close(self):
         if self.board is not None:
             self.board.close()
+
+
+def _jpeg(name, figure):
+    """The Summary of a figure with video frames, a quarter of the PNG that add_figure writes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 80})
+    width, height = figure.canvas.get_width_height()
+    image = {"width": width, "height": height, "colorspace": 3}  # RGB
+    image = Summary.Image(**image, encoded_image_string=file.getvalue())
+    return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
 def _board_name(name):

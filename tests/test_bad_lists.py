@@ -156,14 +156,17 @@ def test_broken_lists_and_frames_are_refused_in_one_line(case, copy, run_script)
     change, message = BROKEN[case]
     change(copy)
     error = run_script(*train_command(copy, copy / "run"), status=1).stderr
-    assert message in error.splitlines()[-1] and "Traceback" not in error
+    assert message in error and error.count("\n") == 1
+    if not case.startswith("a frame is"):  # which is noticed when it is read
+        assert not (copy / "run").exists()
 
 
 def test_other_paths_line_ends_blank_lines_and_a_byte_order_mark_change_nothing(
     copy, trained, run_script
 ):
     path = copy / "splits" / "train.txt"
-    path.write_text("".join(f"./{line}\n" for line in path.read_text().splitlines()))
+    lines = path.read_text().replace("/", "//").splitlines()
+    path.write_text("".join(f"./{line}\n" for line in lines))
     for name in ("train", "val", "test", "classes"):
         path = copy / "splits" / f"{name}.txt"
         lines = path.read_bytes().replace(b"\n", b"  \r\n\r\n")
@@ -173,9 +176,11 @@ def test_other_paths_line_ends_blank_lines_and_a_byte_order_mark_change_nothing(
 
 
 def test_a_label_that_contradicts_the_folder_gives_a_warning(copy, run_script):
+    lines = (copy / "splits" / "train.txt").read_text().splitlines()
+    first = next(line for line in lines if line.endswith(" 2"))
     edit(b" 2\n", b" 0\n")(copy)
     output = run_script(*train_command(copy, copy / "run", "--epochs", 1)).stderr
-    assert "has the id of another class" in output
+    assert f"{first[:-2]!r} has the id of another class" in output
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,9 +6,10 @@ import shutil
 import pytest
 from extractions import extract_command, is_clean, read_tree
 
-from datasets.frame_folders import read_record
+from datasets.frame_folders import read_extraction, read_record
 from datasets.frames import FrameDataset
 from datasets.splits import SplitError
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -159,3 +160,19 @@ def test_a_damaged_record_is_no_record(tmp_path, extract):
         path.write_bytes(content)
     assert "(4 without a record)" in extract()
     assert read_tree(frames) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("{}", "num_frames"),
+        ('{"num_frames": "8"}', "['num_frames'] must be a whole number"),
+        ('{"num_frames": -1}', "['num_frames'] must be a whole number from 0"),
+    ],
+)
+def test_damaged_settings_are_refused_with_the_field(text, message, tmp_path):
+    (tmp_path / "extraction.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path}/extraction.json: damaged: ") as error:
+        read_extraction(tmp_path)
+    assert message in str(error.value)

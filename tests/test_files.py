@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from utils.files import atomic_write, is_utf8, write_text
+from utils.files import atomic_write, folder_lock, is_utf8, write_text
 
 
 @pytest.mark.scripts
@@ -34,6 +34,20 @@ def test_an_exception_leaves_the_earlier_file(tmp_path):
         temporary.write_text("half")
         raise KeyError
     assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "earlier"
+
+
+def test_a_locked_folder_in_which_nothing_was_written_is_removed(tmp_path):
+    """But none that was there before, and none with a file."""
+    with pytest.raises(KeyError), folder_lock(tmp_path / "new" / "run"):
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+    with folder_lock(tmp_path / "runs" / "used"):
+        (tmp_path / "runs" / "used" / "file").touch()
+    (tmp_path / "runs" / "empty").mkdir()
+    for name in ("empty", "new"):
+        with folder_lock(tmp_path / "runs" / name):
+            pass
+    assert sorted(os.listdir(tmp_path / "runs")) == ["empty", "used"]
 
 
 def test_names_that_tensorboard_takes():

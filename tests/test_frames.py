@@ -124,12 +124,17 @@ def test_the_last_blank_separates_path_and_class(tmp_path):
     assert read_split(path, 2) == (["a b/ü [1] x.y", " b/c 12"], [0, 1])
 
 
-@pytest.mark.parametrize("line", ["only_a_path", "path -1", "path x", "path 1.0", "path ²", "p 2"])
+@pytest.mark.parametrize(
+    "line",
+    ["only_a_path", "path -1", "path x", "path 1.0", "path ²", "p 2", "p " + "1" * 5000]
+    + ["p" * 100_000, "p\0 1", "a/b 1", "./a//b 1", "../p 1", "/p 1"],
+)
 def test_bad_lines_are_refused_with_their_number(tmp_path, line):
     path = tmp_path / "train.txt"
     path.write_text(f"a/b 0\n{line}\n", encoding="utf-8")
-    with pytest.raises(SplitError, match="train.txt:2"):
+    with pytest.raises(SplitError, match="train.txt:2") as error:
         read_split(path, 2)
+    assert len(str(error.value)) < 300 + len(str(path))
 
 
 def test_missing_empty_damaged_and_unequal_frames_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Disks that are full or cannot be written: an error that says so, and what was there is kept."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def test_extraction_on_a_full_disk_stops_and_resumes(demo, small_disk, run_scrip
     error = run_script("extract_frames.py", *paths, *EXTRACT, status=1).stderr
     assert "No space left" in error and "fix this and rerun" in error and "Traceback" not in error
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    run_script("extract_frames.py", *paths, *EXTRACT)
+    again = run_script("extract_frames.py", *paths, *EXTRACT).stdout
+    assert int(re.search(r"(\d+) already there", again)[1]) > 0, "complete folders are kept"
     for path in demo.glob("frames/*/*/*"):
         assert (small_disk / path.relative_to(demo)).read_bytes() == path.read_bytes()
     assert not (small_disk / "frames" / ".partial").exists()

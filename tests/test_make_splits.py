@@ -7,6 +7,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+from helpers import ROOT
 
 import make_splits
 from datasets.groups import Video, hold_out
@@ -72,9 +73,18 @@ def test_official_counts(tmp_path, data, dataset, folder, fold, train, test):
             assert name.split("/")[0] == classes[label]
 
 
-@pytest.mark.parametrize(("dataset", "folder"), [("ucf101", UCF101), ("hmdb51", HMDB51)])
-def test_validation_takes_whole_groups_of_every_class(tmp_path, data, dataset, folder):
+@pytest.mark.parametrize(
+    ("dataset", "folder", "readme"),
+    [
+        ("ucf101", UCF101, "{} training, {} validation and {} test videos for UCF101 fold 1"),
+        ("hmdb51", HMDB51, "{}, {} and {} for HMDB51"),
+    ],
+)
+def test_validation_takes_whole_groups_of_every_class(tmp_path, data, dataset, folder, readme):
     lists, classes = official(tmp_path, data(folder), dataset, 1)
+    counts = [len(lists[name]) for name in ("train", "val", "test")]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.format(*counts) in " ".join(text.split())
 
     def group(name):
         folder, _, video = name.partition("/")
@@ -170,6 +180,13 @@ def test_mistakes_end_in_one_line(tmp_path, flags, message):
     make_tree(tmp_path / "frames", ["a/v1", "a/v2"])
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         split(tmp_path, *flags, "--frames", tmp_path / "frames")
+
+
+def test_classes_that_differ_in_blanks_are_refused(tmp_path):
+    make_tree(tmp_path / "frames", [f"{name}/v{i}" for name in ("a", "a ", "b") for i in range(4)])
+    with pytest.raises(UserError, match="two classes are called 'a'"):
+        split_folder(tmp_path)
+    assert not (tmp_path / "splits").exists()
 
 
 # ==== groups ====

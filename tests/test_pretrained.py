@@ -196,6 +196,10 @@ def convert(key, function):
     return lambda state: state.update({key: function(state[key])})
 
 
+def quantise(tensor):
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
 def add(key):
     """A function that adds a tensor to a state dict."""
     return lambda state: state.update({key: torch.ones(1)})
@@ -222,6 +226,8 @@ def add(key):
         ("Hara 2018", convert("conv1.weight", torch.Tensor.to_sparse), "conv1.weight is a sparse"),
         ("Hara 2018", convert("bn1.bias", torch.Tensor.int), "bn1.bias has the type torch.int32"),
         ("Hara 2018", convert("bn1.bias", lambda t: t.to("meta")), "bn1.bias is a sparse, quant"),
+        ("Hara 2018", convert("bn1.bias", quantise), "bn1.bias is a sparse, quantised"),
+        ("Hara 2018", convert("bn1.bias", torch.Tensor.cfloat), "bn1.bias has the type torch.comp"),
         ("Hara 2018", convert("fc.bias", lambda t: t.tolist()), "(fc.bias is of type list); save"),
     ],
 )

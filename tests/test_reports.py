@@ -9,6 +9,7 @@ import torch
 from reports.examples import extremes, spread
 from reports.figures import precision_at_figure, precision_recall_figure, round_numbers, save_figure
 from reports.pictures import RIGHT, WRONG, retrieval_figure
+from reports.projector import write_projector
 from reports.results import write_metrics
 from reports.results_page import confused_pairs, confusions
 from reports.table import format_report, format_summary
@@ -203,3 +204,11 @@ def test_confusions_are_shares_of_what_a_class_finds():
     assert names == ["run", "jump"]
     assert shares.tolist() == [[7 / 8, 1 / 8], [1 / 2, 1 / 2]]
     assert confused_pairs(names, shares) == [("jump", "run", 0.5), ("run", "jump", 0.125)]
+
+
+def test_names_in_the_projector_are_one_cell_each(tmp_path):
+    columns = {"class": ["a\tb", "c\r\nd"], "video": ["\udcff", " x\u2028y "]}
+    frames = [np.zeros((4, 4, 3), np.uint8)] * 2
+    write_projector(tmp_path / "projector", torch.eye(2), columns, frames)
+    [path] = (tmp_path / "projector").rglob("metadata.tsv")
+    assert path.read_text("utf-8") == "class\tvideo\na b\t\\udcff\nc d\tx y\n"

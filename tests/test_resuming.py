@@ -160,6 +160,15 @@ def test_a_run_does_not_resume_with_other_frames(demo, copied_run, tmp_path, run
     assert "frame size is [24, 24], was [20, 24]" in error and "Traceback" not in error
 
 
+def test_a_run_does_not_resume_with_other_lists(demo, copied_run, tmp_path, run_script):
+    lists = tmp_path / "splits"
+    shutil.copytree(demo / "splits", lists)
+    lines = (lists / "train.txt").read_text().splitlines(keepends=True)
+    (lists / "train.txt").write_text("".join(lines[1:]))
+    error = run_script(*train_command(demo, copied_run, "--splits", lists), status=1).stderr
+    assert "lists is " in error and "Traceback" not in error
+
+
 def test_a_run_does_not_resume_with_another_number_of_processes(demo, copied_run, run_script):
     content = read_last(copied_run)
     assert content["data"]["processes"] == 1
@@ -188,10 +197,11 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
         assert "resuming" in output and "epoch   3/3" in output
         assert damage is None or ("damaged" in output and "previous.pt instead" in output)
         assert same_weights(weights(last), weights(trained / "last.pt"))
-    last.write_bytes(b"")
-    (run / "previous.pt").write_bytes(b"")
+    for name in ("last", "previous"):
+        (run / f"{name}.pt").write_bytes(name.encode())
     error = run_script(*command, status=1).stderr
     assert "previous.pt" in error and "damaged" in error
+    assert all((run / f"{name}.pt").read_bytes() == name.encode() for name in ("last", "previous"))
 
 
 def test_half_written_files_of_a_killed_run_are_removed(demo, tmp_path, run_script):

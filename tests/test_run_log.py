@@ -2,6 +2,8 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_reports import METRICS
@@ -59,9 +61,28 @@ def test_logs_of_earlier_versions_count_epochs_from_0(tmp_path):
 def test_tensorboard_shows_validation_first_and_diagnostics_last(tmp_path):
     log = RunLog(tmp_path)
     log.write({**RECORD, "train/code_spread": 0.5, "step": 70, "val/map": 0.5})
-    log.show_validation(7, METRICS, run_log.precision_recall_figure({"a": METRICS}))
+    figure = run_log.precision_recall_figure({"a": METRICS})
+    log.show_validation(7, METRICS, figure)
     log.close()
-    tags = EventAccumulator(str(tmp_path)).Reload().Tags()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()
     scalars = ["1_val/map", "2_train/active_fraction", "2_train/loss", "2_train/loss_all"]
     assert sorted(tags["scalars"]) == [*scalars, "3_diagnostics/code_spread"]
     assert "1_val/retrieval" in tags["images"] and len(tags["images"]) == 3
+    [shown] = events.Images("1_val/retrieval")
+    assert shown.encoded_image_string.startswith(b"\xff\xd8"), "JPEG"
+    picture = cv2.imdecode(np.frombuffer(shown.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (shown.height, shown.width, 3) and shown.step == 7
+    figure.savefig(tmp_path / "figure.png")
+    drawn = cv2.imread(str(tmp_path / "figure.png"))
+    assert np.abs(picture.astype(int) - drawn).mean() < 3
+
+
+def test_intact_lines_of_a_damaged_log_are_kept(tmp_path):
+    lines = [json.dumps({"epoch": epoch, "seconds": 2.5 * epoch}) for epoch in (1, 2, 3)]
+    damaged = [lines[0], lines[1][:9], "\xff", '{"epoch": "2"}', "[]", lines[2]]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(damaged).encode("latin-1"))
+    log = RunLog(tmp_path, finished=3)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [lines[0], lines[2]]
+    assert log.seconds == 7.5

@@ -177,7 +177,7 @@ def test_ctrl_c_while_a_worker_is_started_is_not_lost(few_videos, trained, tmp_p
 
 
 @pytest.mark.scripts
-@pytest.mark.parametrize("script", ["train", "test", "search", "extract_frames"])
+@pytest.mark.parametrize("script", ["train", "test", "search", "extract_frames", "make_splits"])
 def test_ctrl_c_during_imports_gives_no_traceback(script, tmp_path):
     """A process of its own, not forked from one that has imported everything."""
     flags = {
@@ -185,6 +185,7 @@ def test_ctrl_c_during_imports_gives_no_traceback(script, tmp_path):
         "test": ["--codes", "x"],
         "search": ["query", "--index", "x", "--video", "x"],
         "extract_frames": ["--videos", "x", "--frames", "x"],
+        "make_splits": ["--dataset", "folder", "--frames", "x", "--output", "x"],
     }
     process = subprocess.Popen(
         [sys.executable, f"{script}.py", *flags[script]], cwd=ROOT, stderr=subprocess.PIPE

@@ -12,6 +12,7 @@ from helpers import ROOT
 from video_charts import HAS_FFMPEG, chart, encode, fields, moment_of, patches
 
 from datasets import sampling
+from datasets.synthetic import write_clip
 from datasets.video import VideoError, iterate_video, read_video
 
 pytestmark = pytest.mark.scripts
@@ -84,6 +85,21 @@ def test_a_codec_without_decoder_is_named(moving, tmp_path):
     run_ffmpeg([moving], "-c:v mpeg4 -vtag XVID", path)
     path.write_bytes(path.read_bytes().replace(b"XVID", b"ZZZZ"))
     with pytest.raises(VideoError, match=r"cannot be decoded: .*ZZZZ.* has no decoder here"):
+        read_video(path, 1, (20, 24))
+
+
+def test_a_video_without_a_decodable_frame_is_refused_with_its_codec(tmp_path):
+    path = tmp_path / "clip.avi"
+    write_clip(path, "Sliding", 1, 1)
+    assert len(read_video(path, 1, (20, 24))) == 1
+    data = bytearray(path.read_bytes())
+    chunk = data.index(b"movi") + 4
+    while data[chunk : chunk + 4] == b"00dc":  # a frame: its kind, its size, a JPEG
+        size = int.from_bytes(data[chunk + 4 : chunk + 8], "little")
+        data[chunk + 8 : chunk + 8 + size] = bytes(size)
+        chunk += 8 + size + size % 2
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"no frame could be decoded \(mjpeg\): "):
         read_video(path, 1, (20, 24))
 
 

@@ -114,8 +114,10 @@ def test_matrices_that_the_scaler_lacks_are_taken_as_the_ffmpeg_program_takes_th
     if not encode(path, np.stack([chart()] * 3), options):
         pytest.skip("ffmpeg here cannot write it")
     picture, reference = read_video(path, 1, (HEIGHT, WIDTH))[0], ffmpeg_picture(path)
-    show(f"H.264 {tag}", picture, reference)
-    assert np.abs(patches(picture) - patches(reference)).max() < 4
+    assert np.abs(patches(picture)[0] - patches(chart())[0]).max() < 4, "the greys"
+    if reference is not None:  # later versions of the program refuse these matrices
+        show(f"H.264 {tag}", picture, reference)
+        assert np.abs(patches(picture) - patches(reference)).max() < 4
 
 
 def test_grey_video_is_grey(tmp_path):

@@ -73,6 +73,22 @@ def file_lock(path, seconds=5, reason="another run is using it"):
         raise UserError(f"{path.parent}: {reason} ({path.name} is locked)") from error
 
 
+@contextlib.contextmanager
+def folder_lock(folder):
+    """Hold the lock of an output folder; remove a new folder again if nothing was written there."""
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with file_lock(folder / ".lock"):
+        try:
+            yield
+        finally:
+            if made and os.listdir(folder) == [".lock"]:
+                (folder / ".lock").unlink()
+                with contextlib.suppress(OSError):  # another run may have written beside it
+                    for path in made:
+                        path.rmdir()
+
+
 def write_text(path, text):
     """Write `text` to `path` atomically as UTF-8; names that are not UTF-8 keep their bytes."""
     with atomic_write(path) as temporary:
