@@ -70,6 +70,7 @@ from utils.terminal import progress, safe_streams
 PREVIEW_FRAMES = 8
 LABEL_FREE = "encoder.pt"  # in the index: a checkpoint that was made without labels
 WINDOW = 5.0  # seconds, for checkpoints that do not know the duration of their training clips
+STRIDE = 1 / 3  # of the window; see `retrieval.encode.smooth`
 
 
 # ==== encoding video files ====
@@ -184,7 +185,7 @@ def sample_features(encoder, args):
         str(args.videos / path) for path in paths[distributed.rank() :: distributed.world_size()]
     ]
     window = args.window or WINDOW
-    windows = {"window": window, "stride": args.stride or window / 2}
+    windows = {"window": window, "stride": args.stride or STRIDE * window}
     features, reasons = [], []
     for _, moments, failure in encode_videos(own, encoder, args, windows):
         step = max(1, math.ceil(len(moments) / most))
@@ -241,9 +242,12 @@ def start_update(earlier, checkpoint, encoder, args):
     videos, records to encode, number of videos that are gone).
     """
     paths = find_videos(args.videos)
+    if args.store_embeddings is None:
+        args.store_embeddings = bool(earlier and earlier["embeddings"])
     metadata = {
         **encoder.metadata,
         **choose_windows(earlier, encoder, args),
+        "embeddings": args.store_embeddings,
         "neighbours": encoder.neighbours,
         "checkpoint": os.path.abspath(checkpoint),
         "videos": os.path.abspath(args.videos),
@@ -271,7 +275,7 @@ def choose_windows(earlier, encoder, args):
         )
     if math.isinf(window):
         return {"window": None, "stride": None}
-    return {"window": window, "stride": stride or window / 2}
+    return {"window": window, "stride": stride or STRIDE * window}
 
 
 def encode_records(todo, encoder, metadata, args):
@@ -283,21 +287,22 @@ def encode_records(todo, encoder, metadata, args):
     failures, appender = {}, Appender(args.output, metadata, distributed.is_main())
     for path, moments, failure in encode_videos(records, encoder, args, metadata):
         if failure is None:
-            appender.add(make_rows(records[path], moments, encoder.classes))
+            appender.add(make_rows(records[path], moments, encoder.classes, metadata["embeddings"]))
         else:
             failures[records[path]["path"]] = failure
     appender.flush()
     return failures
 
 
-def make_rows(record, moments, classes):
+def make_rows(record, moments, classes, with_embeddings):
     """The rows of a video: its record with the class, None if it is unknown, times and codes."""
     folder = os.path.basename(os.path.dirname(record["path"]))
     record = {**record, "class": folder if folder in classes else None}
-    return [
-        {**record, "start": start, "end": end, "code": np.packbits(code >= 0).tobytes()}
-        for start, end, code in moments
-    ]
+    rows = []
+    for start, end, code in moments:
+        row = {**record, "start": start, "end": end, "code": np.packbits(code >= 0).tobytes()}
+        rows.append({**row, "embedding": code.astype(np.float16)} if with_embeddings else row)
+    return rows
 
 
 # ==== query ====

@@ -43,6 +43,7 @@ METADATA = {
     "preprocessing": {},
     "window": 3.0,
     "stride": 1.5,
+    "embeddings": False,
     "neighbours": None,
     "checkpoint": "",
     "videos": "/videos",

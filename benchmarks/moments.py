@@ -9,8 +9,11 @@ with the last picture held for 2 to 5 s after each. Each recording has its turn.
 A query is answered if one of the first 1 or 10 results overlaps a clip of its
 class with a temporal IoU (intersection over union) of at least 0.5. "whole
 clips": the same queries in an index of the clips themselves, where the class
-must be right; "of these": the moments that are found for queries that whole
-clips answer. Recalls are printed after each turn, for all queries so far.
+must be right; "exact cuts": the same, with each clip as often as it is in the long
+video, as if the windows were exactly its clips. "of whole clips", "of exact cuts":
+the moments that are found for queries that these answer. "with embeddings": after
+the nearest are sorted by stored embeddings. Recalls are printed after each turn,
+for all queries so far.
 
 Time is of the CPU, in one process and thread: "decoding" decodes the last video
 and keeps nothing, "encoding" encodes as many clips as it has windows; "indexing"
@@ -26,6 +29,7 @@ import resource
 import shutil
 import time
 from collections import defaultdict
+from functools import cache, partial
 from pathlib import Path
 
 import av
@@ -39,12 +43,14 @@ from retrieval.answers import Options, answer_query
 from retrieval.encode import encode_windows
 from retrieval.index import Index
 from retrieval.index_update import Appender, open_for_update
-from search import load_encoder, make_rows
+from search import choose_windows, load_encoder, make_rows
 from utils.argtypes import number
 from utils.config import Parser
 
 RATE = 30
 LEAST_IOU = 0.5
+WHOLE = {"window": None, "stride": None}  # one code per video
+WAYS = "whole clips", "exact cuts", "moments", "with embeddings", "one code a video"
 
 
 def build_parser():
@@ -55,8 +61,9 @@ def build_parser():
     add("--splits", required=True, type=Path, metavar="DIR", help="folder of test.txt")
     add("--group-pattern", required=True, metavar="REGEX", help="its first group is the recording")
     add("--minutes", type=number(float, above=0), nargs="+", default=[1, 10], help="lengths")
-    window = {"type": number(float, above=0), "default": 3.0, "metavar": "SECONDS"}
-    add("--window", **window, help="as of search.py index")
+    spans = {"type": number(float, above=0), "metavar": "SECONDS"}
+    add("--window", **spans, help="as of search.py index")
+    add("--stride", **spans, help="as of search.py index")
     size = {"type": number(int, least=16), "nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
     add("--size", **size, default=[240, 320], help="of the long videos, in pixels")
     add("--recordings", type=number(int, least=1), help="only the first N have their turn")
@@ -80,7 +87,7 @@ def group_clips(args):
 
 
 def join_clips(clips, seconds, path, size, rng):
-    """Write a video of `clips` in random order. Returns list of (start, end, class)."""
+    """Write a video of `clips` in random order. Returns list of (start, end, clip)."""
     moments, count = [], 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=RATE)
@@ -92,7 +99,7 @@ def join_clips(clips, seconds, path, size, rng):
                 for picture in iterate_video(clip, size):
                     write_picture(container, stream, picture, count)
                     count += 1
-                moments.append((start / RATE, count / RATE, Path(clip).parent.name))
+                moments.append((start / RATE, count / RATE, Path(clip)))
                 for _ in range(int(RATE * rng.uniform(2, 5))):
                     write_picture(container, stream, picture, count)
                     count += 1
@@ -111,70 +118,77 @@ def write_picture(container, stream, picture, index):
 # ==== search ====
 
 
-def encode_video(path, encoder, window, stride):
+def encode_video(path, encoder, windows):
     """List of (start, end, code (K,)) of the windows of a video file."""
     sizes = encoder.preprocessing["clip_frames"], encoder.preprocessing["frame_size"]
-    windows = ((path, found, None) for found in read_windows(path, *sizes, window, stride))
-    windows = itertools.chain(windows, [(path, None, None)])
-    ((_, moments, _),) = encode_windows(windows, encoder.encode, batch_size=16)
+    window, stride = (windows[key] or math.inf for key in ("window", "stride"))
+    clips = ((path, found, None) for found in read_windows(path, *sizes, window, stride))
+    clips = itertools.chain(clips, [(path, None, None)])
+    ((_, moments, _),) = encode_windows(clips, encoder.encode, batch_size=16)
     return moments
 
 
-def index_videos(folder, videos, encoder, window, stride):
-    """An Index of video files in a new folder; paths are <class>/<file>."""
+def index_videos(folder, videos, encoder, windows):
+    """An Index of video files in a new folder; paths are <number>/<class>/<file>."""
     shutil.rmtree(folder, ignore_errors=True)
-    spans = {"window": window if math.isfinite(window) else None}
-    spans["stride"] = stride if math.isfinite(stride) else None
-    metadata = {**encoder.metadata, **spans, "neighbours": None, "checkpoint": "", "videos": "/"}
+    metadata = {**encoder.metadata, **windows, "neighbours": None, "embeddings": True}
+    metadata |= {"checkpoint": "", "videos": "/"}
     open_for_update(folder, metadata)
     appender = Appender(folder, metadata, is_main=True)
-    for path in videos:
-        name = f"{path.parent.name}/{path.name}"
+    encode = cache(partial(encode_video, encoder=encoder, windows=windows))
+    for count, path in enumerate(videos):
+        name = f"{count}/{path.parent.name}/{path.name}"
         record = {"path": name, "size": None, "mtime_ns": None}
-        moments = encode_video(path, encoder, window, stride)
-        appender.add(make_rows(record, moments, encoder.classes))
+        moments = encode(path)
+        appender.add(make_rows(record, moments, encoder.classes, True))
     appender.flush()
     return Index(folder)
 
 
+def has_class(result, label):
+    return result["class"] == label
+
+
 def is_right(result, moments, label):
     """Whether a result is at a clip of the class: temporal IoU of at least LEAST_IOU."""
-    for start, end, name in moments:
+    for start, end, clip in moments:
         shared = min(end, result["end"]) - max(start, result["start"])
         union = max(end, result["end"]) - min(start, result["start"])
-        if name == label and shared / union >= LEAST_IOU:
+        if clip.parent.name == label and shared / union >= LEAST_IOU:
             return True
     return False
 
 
-def first_right(index, path, encoder, spans, is_good):
+def first_right(index, path, parts, is_good, rerank=0):
     """The rank of the first good result for a query, or infinity."""
-    parts = encode_video(path, encoder, *spans)
-    results = answer_query([index], str(path), parts, Options(top=10))["results"]
+    results = answer_query([index], str(path), parts, Options(top=10, rerank=rerank))["results"]
     return next((result["rank"] for result in results if is_good(result)), math.inf)
 
 
 def rank_queries(queries, clips, minutes, encoder, folder, args):
-    """For each query the ranks of the first right result: whole clips, moments, one code."""
+    """For each query the ranks of the first right result, one for each of WAYS."""
     (folder / "video").mkdir(parents=True, exist_ok=True)
-    long, spans, whole = (
-        folder / "video" / "long.mp4",
-        (args.window, args.window / 2),
-        (math.inf,) * 2,
-    )
+    long, windows = folder / "video" / "long.mp4", choose_windows(None, encoder, args)
     moments = join_clips(clips, 60 * minutes, long, args.size, np.random.default_rng(0))
-    of_clips = index_videos(folder / "clips_index", clips, encoder, *whole)
-    of_moments = index_videos(folder / "index", [long], encoder, *spans)
-    of_whole = index_videos(folder / "whole_index", [long], encoder, *whole)
+    of_clips = index_videos(folder / "clips_index", clips, encoder, WHOLE)
+    cuts = [clip for _, _, clip in moments]
+    of_cuts = index_videos(folder / "cuts_index", cuts, encoder, WHOLE)
+    of_moments = index_videos(folder / "index", [long], encoder, windows)
+    of_whole = index_videos(folder / "whole_index", [long], encoder, WHOLE)
     ranks = []
     for path in queries:
-        label = path.parent.name
-        clip_rank = first_right(of_clips, path, encoder, whole, lambda r: r["class"] == label)  # noqa: B023
-        at_clip = [
-            first_right(index, path, encoder, whole, lambda r: is_right(r, moments, label))  # noqa: B023
-            for index in (of_moments, of_whole)
-        ]
-        ranks.append((clip_rank, *at_clip))
+        label, parts = path.parent.name, encode_video(path, encoder, WHOLE)
+        right_clip = partial(has_class, label=label)
+        right_moment = partial(is_right, moments=moments, label=label)
+        ranks.append(
+            (
+                first_right(of_clips, path, parts, right_clip),
+                first_right(of_cuts, path, parts, right_clip),
+                first_right(of_moments, path, parts, right_moment),
+                first_right(of_moments, path, parts, right_moment, rerank=None),
+                first_right(of_whole, path, parts, right_moment),
+            )
+        )
     return ranks
 
 
@@ -182,14 +196,14 @@ def summarise(ranks):
     """The recalls of the first 1 and 10 results: dict."""
     recalls = {}
     for top in (1, 10):
-        whole, moments, one_code = (ranks <= top).mean(axis=0).round(3)
-        answered = ranks[:, 0] <= top
-        recalls[f"recall@{top}"] = {
-            "whole clips": whole,
-            "moments": moments,
-            "one code a video": one_code,
-            "of these": round(float((ranks[answered, 1] <= top).mean()), 3),
-        }
+        shares = (ranks <= top).mean(axis=0)
+        recall = dict(zip(WAYS, shares, strict=True))
+        for column, way in enumerate(WAYS[:2]):
+            answered = ranks[ranks[:, column] <= top]
+            recall[f"of {way}"] = (answered[:, WAYS.index("moments")] <= top).mean()
+            embedded = answered[:, WAYS.index("with embeddings")]
+            recall[f"of {way}, with embeddings"] = (embedded <= top).mean()
+        recalls[f"recall@{top}"] = {key: round(float(value), 3) for key, value in recall.items()}
     return recalls
 
 
@@ -198,7 +212,7 @@ def summarise(ranks):
 
 def time_parts(path, encoder, args):
     """CPU seconds of decoding a video alone, of encoding its windows, and of both at once; MB."""
-    seconds, spans = {}, (args.window, args.window / 2)
+    seconds, windows = {}, choose_windows(None, encoder, args)
     started = time.process_time()
     for _ in decode(path):
         pass
@@ -207,7 +221,7 @@ def time_parts(path, encoder, args):
     clips = torch.zeros(16, *sizes, dtype=torch.uint8)
     encoder.encode(clips)
     started = time.process_time()
-    count = len(encode_video(path, encoder, *spans))
+    count = len(encode_video(path, encoder, windows))
     seconds["indexing"] = time.process_time() - started
     started = time.process_time()
     for _ in range(0, count, 16):

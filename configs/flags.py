@@ -31,7 +31,8 @@ FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 OF_VIDEOS = (
     *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
     *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
-    *("clip_frames", "input", "size", "crop", "crop_scale", "flip", "colour_jitter"),
+    *("clip_frames", "input", "size", "crop", "crop_scale"),
+    *("temporal_crop", "flip", "colour_jitter"),
     *("cache", "cache_frames", "cache_folder"),
 )
 
@@ -94,6 +95,7 @@ def build_parser(doc=None):
         add_loss_flags,
         add_optimisation_flags,
         add_clip_flags,
+        add_augmentation_flags,
         add_run_flags,
         add_saving_flags,
     ):
@@ -291,7 +293,7 @@ def add_optimisation_flags(parser):
 
 def add_clip_flags(parser):
     add = parser.add
-    parser.group("clips and augmentation")
+    parser.group("clips")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
     add(
@@ -309,12 +311,8 @@ def add_clip_flags(parser):
         help="rgb: the frames; motion: the differences of consecutive frames, which show movement "
         "and hide a still background; for few clips of a fixed camera",
     )
-    add(
-        "--size",
-        type=number(int, least=16),
-        default=112,
-        help="height and width of the input, pixels",
-    )
+    size = "height and width of the input, pixels"
+    add("--size", type=number(int, least=16), default=112, help=size)
     add(
         "--crop",
         type=ratio,
@@ -322,6 +320,11 @@ def add_clip_flags(parser):
         help="side of the central crop at test time, relative to the shorter side of the frame; "
         "0.875 is 112 of 128",
     )
+
+
+def add_augmentation_flags(parser):
+    add, ratio = parser.add, number(float, above=0, most=1)
+    parser.group("augmentation")
     add(
         "--crop-scale",
         type=ratio,
@@ -329,6 +332,14 @@ def add_clip_flags(parser):
         default=[0.7, 1.0],
         metavar=("LEAST", "MOST"),
         help="range of the side of the random crop in training, relative to the shorter side",
+    )
+    add(
+        "--temporal-crop",
+        type=ratio,
+        default=1.0,
+        metavar="LEAST",
+        help="a training clip covers a random part of its video, at least this share of it; "
+        "0.5 for few videos, 1: always the whole",
     )
     add(
         "--flip",

@@ -50,8 +50,10 @@ def add_index_flags(parser):
         help="a video longer than two windows gets a code for each; `whole`: one code per video. "
         "Default: the median duration of the training clips",
     )
-    stride = "seconds from one window to the next; default: half a window"
+    stride = "seconds from one window to the next; default: a third of a window"
     add("--stride", type=number(float, above=0), metavar="SECONDS", help=stride)
+    store = "also keep the real-valued codes, to sort the nearest by: 16 times the space of codes"
+    add("--store-embeddings", action=BooleanOptionalAction, help=store)
     add_label_free_flags(parser)
     add_encoder_flags(parser)
 
@@ -83,8 +85,9 @@ def add_query_flags(parser):
     add("--exclude-query", action="store_true", help="omit the query itself from the results")
     add("--start", **start, help="use the query video from this time on")
     add("--end", **end, help="use the query video up to this time (default: to its end)")
-    rerank = "sort the nearest N by the distance of the real-valued query code (asymmetric)"
-    add("--rerank", type=count, default=0, metavar="N", help=rerank)
+    rerank = "sort the nearest N by real-valued codes: of the query and, if the index stores them, "
+    rerank += "of the moments (default: 1000 with --store-embeddings, else 0, which is not)"
+    add("--rerank", type=number(int, least=0), metavar="N", help=rerank)
     add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
     add("--json", action="store_true", help="print JSON")
     add("--html", type=Path, metavar="FILE", help="also write a page with animated previews")

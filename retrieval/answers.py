@@ -13,6 +13,7 @@ import numpy as np
 from retrieval.index import encode_path, is_remote, quote
 from retrieval.nearest import COLUMNS, find_nearest
 
+RERANKED = 1000
 SHUFFLED = 10_000  # the most ties, the first in the order of paths, that are shown in a mixed order
 USUAL = 0.95  # of the validation clips have a neighbour within the distance called usual
 
@@ -25,7 +26,7 @@ class Options(NamedTuple):
     exclude_query: bool = False
     class_name: str | None = None
     path: str | None = None  # a glob
-    rerank: int = 0
+    rerank: int | None = None  # rows to sort again; None: RERANKED if the indexes have embeddings
     mix_ties: bool = False  # order ties by a hash of query and path, not by path
     most_mixed: int = SHUFFLED  # rows that are read for it
 
@@ -39,28 +40,32 @@ def answer_query(indexes, query, parts, options):
     results: list of dicts with rank, distance, share (of the rows searched, as near or nearer),
     class, path, start, end, size of the video when it was indexed, row (its id in the table),
     query_start, query_end. ties: dicts with first and last rank, distance, and windows, the number
-    of rows at that distance, for those with more rows than ranks. unlike: None, or the distance
-    within which nearly all validation clips have a neighbour, where the nearest result is farther
-    away.
+    of rows at that distance, for those with more rows than ranks, see `find_ties`. unlike: None, or
+    the distance within which nearly all validation clips have a neighbour, where the nearest result
+    is farther away.
     """
     parts = [(*part[:2], np.asarray(part[2], np.float32)) for part in parts]
     conditions, copies = zip(
         *(limit_search(index, query, options) for index in indexes), strict=True
     )
     only = [f"_rowid IN ({rows})" if rows else "false" for rows in map(join_rows, copies)]
-    count = max(
-        4 * options.top, options.rerank, options.mix_ties * options.most_mixed // len(parts)
-    )
+    columns, num_reranked = COLUMNS, options.rerank
+    has_embeddings = all(index.metadata["embeddings"] for index in indexes)
+    if num_reranked is None:
+        num_reranked = RERANKED if has_embeddings else 0
+    if num_reranked:
+        columns = [*COLUMNS, "embedding" if has_embeddings else "code"]
+    num_mixed = options.mix_ties * options.most_mixed // len(parts)
+    count = max(4 * options.top, num_reranked or num_mixed)
     while True:
-        found = search_parts(indexes, parts, count, conditions, options)
-        more = search_parts(indexes, parts, count, only, options) if any(copies) else []
+        found = search_parts(indexes, parts, count, conditions, columns)
+        more = search_parts(indexes, parts, count, only, columns) if any(copies) else []
         rows = [row for one in found + more for row in one.rows]
         rows.sort(key=order_of(query, copies, options))
-        if options.rerank:
-            rows = rerank(rows, parts, options.rerank)
+        rows = rerank(rows[:num_reranked], parts) + rows[num_reranked:]
         moments = merge_moments(rows, options)
         if len(moments) >= options.top or all(len(one.rows) < count for one in found):
-            return present(indexes, query, parts, moments, found)
+            return present(indexes, query, parts, moments, found, num_reranked)
         count *= 8
 
 
@@ -123,10 +128,9 @@ def glob_to_regex(pattern):
 # ==== ranking ====
 
 
-def search_parts(indexes, parts, count, conditions, options):
+def search_parts(indexes, parts, count, conditions, columns):
     """`find_nearest` for each part of the query; rows also have the number of the part."""
     codes = np.packbits(np.stack([code for *_, code in parts]) >= 0, axis=1)
-    columns = [*COLUMNS, "code"] if options.rerank else COLUMNS
     found = find_nearest(indexes, codes, count, conditions, columns)
     for number, one in enumerate(found):
         for row in one.rows:
@@ -149,19 +153,25 @@ def order_of(query, copies, options):
     return key
 
 
-def rerank(rows, parts, count):
-    """Order the first rows by asymmetric distance: real-valued query, binary database.
+def rerank(rows, parts):
+    """Order rows by the cosine similarity of their real-valued codes to that of the query.
 
-    The distance is (K - <u, b>) / 2 for codes b of +-1; ties keep their order. Source: A. Gordo et
-    al., "Asymmetric Distances for Binary Embeddings", TPAMI 2014.
+    Rows without an "embedding" have their binary codes of +-1 instead: asymmetric distance, A.
+    Gordo et al., "Asymmetric Distances for Binary Embeddings", TPAMI 2014. Ties, up to the three
+    digits of float16, keep their order.
     """
 
     def distance(row):
-        values = parts[row["part"]][2]
-        bits = np.unpackbits(np.frombuffer(row["code"], np.uint8), count=len(values))
-        return (len(values) - float((bits.astype(np.float32) * 2 - 1) @ values)) / 2
+        query = parts[row["part"]][2]
+        if "embedding" in row:
+            values = np.array(row["embedding"][: len(query)], np.float32)
+        else:
+            bits = np.unpackbits(np.frombuffer(row["code"], np.uint8), count=len(query))
+            values = bits.astype(np.float32) * 2 - 1
+        norms = np.linalg.norm(query) * np.linalg.norm(values)
+        return -round(float(query @ values) / max(norms, 1e-9), 3)
 
-    return sorted(rows[:count], key=distance) + rows[count:]
+    return sorted(rows, key=distance)
 
 
 def merge_moments(rows, options):
@@ -184,7 +194,7 @@ def merge_moments(rows, options):
 # ==== presentation ====
 
 
-def present(indexes, query, parts, moments, found):
+def present(indexes, query, parts, moments, found, num_reranked):
     """The dict that `answer_query` returns."""
     results = []
     for rank, row in enumerate(moments, start=1):
@@ -210,18 +220,21 @@ def present(indexes, query, parts, moments, found):
         "start": parts[0][0],
         "end": parts[-1][1],
         "results": results,
-        "ties": find_ties(results, found),
+        "ties": find_ties(results, found, num_reranked),
         "unlike": usual_distance(indexes[0], results),
     }
 
 
-def find_ties(results, found):
-    """For each distance with more rows than results: dict with first, last, distance, windows."""
+def find_ties(results, found, num_reranked):
+    """For each distance with more rows than results: dict with first, last, distance, windows.
+
+    If rows were sorted again, only distances with more rows than those: their order matters.
+    """
     ties = []
     for distance in dict.fromkeys(result["distance"] for result in results):
         ranks = [result["rank"] for result in results if result["distance"] == distance]
         windows = sum(int(one.counts[distance]) for one in found)
-        if windows > len(ranks):
+        if windows > max(len(ranks), num_reranked):
             tie = {"first": ranks[0], "last": ranks[-1], "distance": distance, "windows": windows}
             ties.append(tie)
     return ties

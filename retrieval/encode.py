@@ -52,7 +52,7 @@ def encode_windows(windows, encoder, batch_size):
     windows: yields (video, (start, end, clip (T, H, W, 3) uint8), _) for each window, and (video,
     None, failure) when a video has ended; a failure is a reason or None.
     Yields for each video that has ended (video, list of (start, end, approximate code (K,) array),
-    failure).
+    failure). The codes are smoothed, see `smooth`.
     """
     batch, codes, ended = [], defaultdict(list), {}
 
@@ -64,7 +64,7 @@ def encode_windows(windows, encoder, batch_size):
             for (video, start, end, _), code in zip(batch, values.numpy(), strict=True):
                 codes[video].append((start, end, code))
         for video, failure in ended.items():
-            yield video, codes.pop(video, []), failure
+            yield video, smooth(codes.pop(video, [])), failure
         batch.clear()
         ended.clear()
 
@@ -76,3 +76,22 @@ def encode_windows(windows, encoder, batch_size):
         if len(batch) == batch_size:
             yield from finish()
     yield from finish()
+
+
+def smooth(moments):
+    """Average the code of each window with those of the windows that overlap two thirds of it.
+
+    A window that begins in one action and ends in the next can resemble a third one by chance; its
+    neighbours seldom do. moments: list of (start, end, code (K,) array) in the order of start.
+    Measured: docs/search.md.
+    """
+    if len(moments) < 2:
+        return moments
+    starts, ends, codes = map(np.array, zip(*moments, strict=True))
+    near = (ends - starts) / 3 + 1e-6  # seconds, with room for rounding
+    first = np.searchsorted(starts, starts - near)
+    last = np.searchsorted(starts, starts + near, side="right")
+    sums = np.cumsum(codes, axis=0, dtype=np.float64)
+    sums = np.concatenate([np.zeros_like(sums[:1]), sums])
+    means = (sums[last] - sums[first]) / (last - first)[:, None]
+    return [(*times, code) for (*times, _), code in zip(moments, means.astype("f"), strict=True)]

@@ -1,6 +1,7 @@
 """A search index: a folder with a Lance table of moments, one row per window of a video.
 
-moments.lance/    the table: path, start, end, class, size, mtime_ns, code; see `table_schema`
+moments.lance/    the table: path, start, end, class, size, mtime_ns, code, and, if wanted,
+                  embedding; see `table_schema`
 checksums.json    the newest complete version of the table, and the CRC-32 of each of its files
 failures.csv      videos that could not be read
 .lock             held by the run that writes the index
@@ -50,6 +51,7 @@ METADATA = schema.record(
         "preprocessing": schema.dict_of(schema.plain),
         "window": schema.nullable(schema.real(above=0)),  # seconds; None: one code per video
         "stride": schema.nullable(schema.real(above=0)),
+        "embeddings": schema.one_of(False, True),
         "neighbours": schema.nullable(schema.list_of(_count)),  # see `retrieval.answers`
         "checkpoint": schema.text,
         "videos": schema.text,
@@ -73,19 +75,19 @@ class IndexFileError(UserError):
 
 def table_schema(metadata):
     """The Arrow schema of the table. metadata: dict of `METADATA`, kept in the schema."""
-    text = json.dumps(metadata, sort_keys=True)
-    return pa.schema(
-        [
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("start", pa.float64(), nullable=False),  # seconds
-            pa.field("end", pa.float64(), nullable=False),
-            pa.field("class", pa.string()),  # encoded as paths; null: the folder is no class
-            pa.field("size", pa.int64()),  # of the video, in bytes
-            pa.field("mtime_ns", pa.int64()),
-            pa.field("code", pa.binary((metadata["bits"] + 7) // 8), nullable=False),  # packed bits
-        ],
-        metadata={METADATA_KEY: text.encode("ascii")},
-    )
+    text, bits = json.dumps(metadata, sort_keys=True), metadata["bits"]
+    fields = [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("start", pa.float64(), nullable=False),  # seconds
+        pa.field("end", pa.float64(), nullable=False),
+        pa.field("class", pa.string()),  # encoded as paths; null: the folder is no class
+        pa.field("size", pa.int64()),  # of the video, in bytes
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("code", pa.binary((bits + 7) // 8), nullable=False),  # packed bits
+    ]
+    if metadata["embeddings"]:  # the approximate codes
+        fields.append(pa.field("embedding", pa.list_(pa.float16(), bits), nullable=False))
+    return pa.schema(fields, metadata={METADATA_KEY: text.encode("ascii")})
 
 
 def encode_path(path):
@@ -229,6 +231,8 @@ class Index:
             ) from None
         if "end" in row and not 0 <= row["start"] < row["end"] < 2**53:
             raise damaged(self.location, f"a row has the times {row['start']} to {row['end']}")
+        if "embedding" in row and not np.isfinite(row["embedding"]).all():
+            raise damaged(self.location, "an embedding is not finite")
         return {**row, **names, "path": path}
 
 

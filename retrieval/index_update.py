@@ -90,6 +90,11 @@ def open_for_update(folder, metadata):
         raise IndexFileError(
             f"{folder}: made with another checkpoint; use another --output, or delete it"
         )
+    if earlier["embeddings"] != metadata["embeddings"]:
+        made = "with" if earlier["embeddings"] else "without"
+        raise IndexFileError(
+            f"{folder}: made {made} --store-embeddings; omit this flag, or use another --output"
+        )
     for key in ("window", "stride"):
         if earlier[key] != metadata[key]:
             raise IndexFileError(

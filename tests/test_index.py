@@ -36,7 +36,7 @@ from utils.errors import UserError
 from utils.files import file_lock
 
 ENCODER = {"bits": 12, "checkpoint_sha256": "ab", "preprocessing": {"size": 28}}
-WINDOWS = {"window": 3.0, "stride": 1.5, "neighbours": None}
+WINDOWS = {"window": 3.0, "stride": 1.5, "embeddings": False, "neighbours": None}
 METADATA = {**ENCODER, **WINDOWS, "checkpoint": "/runs/best.pt", "videos": "/videos"}
 
 
@@ -259,6 +259,55 @@ def test_reranking_is_by_the_distance_to_the_real_valued_query(tmp_path):
     plain = np.argsort((codes != (values >= 0)).sum(axis=1), kind="stable")[:30].tolist()
     expected = sorted(plain, key=lambda row: (12 - values @ np.where(codes[row], 1, -1)) / 2)
     assert found == expected != plain
+
+
+def make_index_of_values(folder, values, paths=None):
+    """An index that stores these approximate codes (N, 12)."""
+    rows = rows_of(values >= 0, paths)
+    for row, value in zip(rows, values, strict=True):
+        row["embedding"] = value.astype(np.float16)
+    return make_index(folder, rows, {**METADATA, "embeddings": True})
+
+
+def test_stored_embeddings_order_the_nearest_by_cosine(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.choice([-1, 1], 12) * rng.uniform(0.1, 1, (60, 12)).astype(np.float32)
+    values[40:, 0] *= -1  # one bit farther away
+    query = values[7] + rng.normal(0, 0.1, 12).astype(np.float32)
+    index = make_index_of_values(tmp_path / "a", values)
+
+    def order(indexes, values, top=60, **options):
+        found = answer_query(indexes, "q", [(0, 3, values)], Options(top=top, **options))
+        return [int(result["path"][8:14]) for result in found["results"]], found["ties"]
+
+    def by_cosine(values, query):
+        stored = values.astype(np.float16).astype(np.float32)
+        similarity = stored @ query / np.linalg.norm(stored, axis=1) / np.linalg.norm(query)
+        return np.argsort(-similarity.round(3), kind="stable").tolist()
+
+    ranked, ties = order([index], query)
+    assert ranked == by_cosine(values, query) and not ties
+    assert min(ranked.index(row) for row in range(40, 60)) < max(map(ranked.index, range(40)))
+    near, ties = order([index], query, rerank=30)
+    assert near[:30] == by_cosine(values[:30], query) and near[30:] == list(range(30, 60))
+    _, ties = order([index], query, top=5, rerank=30)
+    assert ties == [{"first": 1, "last": 5, "distance": 0, "windows": 40}], "10 were not sorted"
+    plain, ties = order([index], query, rerank=0)
+    assert plain == list(range(60)) and len(ties) == 0
+
+    without = make_index(tmp_path / "b", rows_of(values >= 0, [f"{i:06d}.mp4" for i in range(60)]))
+    mixed, _ = order([index, without], query)
+    assert mixed[::2] == plain[:30], "an index without embeddings: not sorted again"
+    short, _ = order([Index(tmp_path / "a", bits=6)], query[:6])
+    assert short == by_cosine(values[:, :6], query[:6])
+
+
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path):
+    values = np.ones((3, 12), np.float32)
+    values[1, 4] = np.nan
+    index = make_index_of_values(tmp_path, values)
+    with pytest.raises(IndexFileError, match="an embedding is not finite"):
+        answer_query([index], "q", [(0, 3, np.ones(12))], Options())
 
 
 @pytest.mark.parametrize(

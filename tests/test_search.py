@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -314,6 +315,30 @@ def test_long_videos_are_found_by_their_moments(checkpoint, tmp_path, run_script
     assert "0 encoded, 12 already there" in again.stdout, "the index knows its windows"
     run_script(*index_command(checkpoint, videos, tmp_path / "whole", "--window", "whole"))
     assert len(Index(tmp_path / "whole")) == 12
+
+
+def test_stored_embeddings_are_the_real_codes_and_sort_the_nearest(
+    checkpoint, videos, tmp_path, run_script
+):
+    index = tmp_path / "index"
+    update = index_command(checkpoint, videos, index, "--window", 0.4)
+    run_script(*update, "--store-embeddings", status=1)
+    rows = Index(index).table.to_table().to_pylist()
+    values = np.array([row["embedding"] for row in rows], np.float32)
+    codes = np.unpackbits(np.array([list(row["code"]) for row in rows], np.uint8), axis=1)
+    assert ((values >= 0) == codes[:, :12]).all() and len(np.unique(values)) > 100
+    query = next((videos / CLASSES[1]).iterdir())
+    command = *query_command(index, query), "--start", 0.3, "--end", 0.7, "--top", 99
+    (found,) = json.loads(run_script(*command).stdout)
+    (plain,) = json.loads(run_script(*command, "--rerank", 0).stdout)
+    assert found["results"] != plain["results"]
+    distances = [result["distance"] for result in plain["results"]]
+    assert distances == sorted(distances) != [r["distance"] for r in found["results"]]
+
+    again = run_script(*update, status=1)
+    assert "14 already there" in again.stdout, "the index knows that it stores them"
+    error = run_script(*update, "--no-store-embeddings", status=1).stderr
+    assert "made with --store-embeddings; omit this flag" in error
 
 
 def test_several_indexes_filters_and_moved_videos(checkpoint, videos, tmp_path, run_script):

@@ -9,6 +9,7 @@ import pytest
 from datasets import sampling, video
 from datasets.picture import VideoError
 from datasets.video import read_video, read_windows
+from retrieval.encode import smooth
 
 SIZE = (32, 48)
 BITS = 12  # of the number that a picture shows, in a grid of 3 x 4 black and white squares
@@ -136,6 +137,19 @@ def test_memory_is_bounded_and_the_frames_are_nearly_the_same(tmp_path, monkeypa
     assert max(most) <= (held + 8) * SIZE[0] * SIZE[1] * 3 and near != exact
     for (*times, numbers), (*others, expected) in zip(near, exact, strict=True):
         assert times == others and np.abs(np.subtract(numbers, expected)).max() <= 480 / held
+
+
+@pytest.mark.parametrize("stride", [0.3, 0.5, 2 / 3, 1.0, 2.5])
+def test_codes_are_averaged_over_windows_that_overlap_by_two_thirds(stride):
+    values = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    starts = [4 + stride * number for number in range(8)]
+    starts.append(starts[-1] + stride / 3)  # the last window ends with the video
+    moments = [(start, start + 2, value) for start, value in zip(starts, values, strict=True)]
+    for (start, end, code), moment in zip(smooth(moments), moments, strict=True):
+        near = [value for other, _, value in moments if abs(other - start) <= 2 / 3 + 1e-9]
+        assert (start, end) == moment[:2] and code.dtype == np.float32
+        assert code == pytest.approx(np.mean(near, axis=0), abs=1e-6)
+    assert smooth(moments[:1]) == moments[:1] and smooth([]) == []
 
 
 def test_each_frame_is_decoded_once(tmp_path, monkeypatch):
