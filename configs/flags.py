@@ -31,8 +31,7 @@ FREE_TO_CHANGE = {*PATHS, *SPEED, *SAVING}
 OF_VIDEOS = (
     *("frames", "backbone", "width", "shortcut", "pretrained", "normalisation"),
     *("backbone_lr_factor", "freeze_until", "freeze_batch_norm", "sync_batch_norm"),
-    *("clip_frames", "input", "size", "crop", "crop_scale"),
-    *("temporal_crop", "flip", "colour_jitter"),
+    *("clip_frames", "input", "size", "crop", "crop_scale", "flip", "colour_jitter"),
     *("cache", "cache_frames", "cache_folder"),
 )
 
@@ -95,7 +94,6 @@ def build_parser(doc=None):
         add_loss_flags,
         add_optimisation_flags,
         add_clip_flags,
-        add_augmentation_flags,
         add_run_flags,
         add_saving_flags,
     ):
@@ -293,7 +291,7 @@ def add_optimisation_flags(parser):
 
 def add_clip_flags(parser):
     add = parser.add
-    parser.group("clips")
+    parser.group("clips and augmentation")
     at_least_1, ratio = number(int, least=1), number(float, above=0, most=1)
     add("--clip-frames", type=at_least_1, default=16, help="frames per clip; usual: 16 or 32")
     add(
@@ -311,8 +309,12 @@ def add_clip_flags(parser):
         help="rgb: the frames; motion: the differences of consecutive frames, which show movement "
         "and hide a still background; for few clips of a fixed camera",
     )
-    size = "height and width of the input, pixels"
-    add("--size", type=number(int, least=16), default=112, help=size)
+    add(
+        "--size",
+        type=number(int, least=16),
+        default=112,
+        help="height and width of the input, pixels",
+    )
     add(
         "--crop",
         type=ratio,
@@ -320,11 +322,6 @@ def add_clip_flags(parser):
         help="side of the central crop at test time, relative to the shorter side of the frame; "
         "0.875 is 112 of 128",
     )
-
-
-def add_augmentation_flags(parser):
-    add, ratio = parser.add, number(float, above=0, most=1)
-    parser.group("augmentation")
     add(
         "--crop-scale",
         type=ratio,
@@ -332,14 +329,6 @@ def add_augmentation_flags(parser):
         default=[0.7, 1.0],
         metavar=("LEAST", "MOST"),
         help="range of the side of the random crop in training, relative to the shorter side",
-    )
-    add(
-        "--temporal-crop",
-        type=ratio,
-        default=1.0,
-        metavar="LEAST",
-        help="a training clip covers a random part of its video, at least this share of it; "
-        "0.5 for few videos, 1: always the whole",
     )
     add(
         "--flip",

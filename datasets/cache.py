@@ -145,7 +145,7 @@ class CachedDataset(Dataset):
 
     def __init__(self, data, path, location, device):
         self.names, self.labels, self.clip_frames = data.names, data.labels, data.clip_frames
-        self.views, self.temporal_crop = data.views, data.temporal_crop
+        self.views = data.views
         self.frame_size, self.extraction = data.frame_size, data.extraction
         self.data = data
         self.path, self.location = path, location
@@ -177,8 +177,7 @@ class CachedDataset(Dataset):
         indices, seeds = zip(*map(split_item, items), strict=True)
         available = self.clips.shape[1]
         num_frames = self.clip_frames * (self.views if seeds[0] is None else 1)
-        crop = self.temporal_crop
-        positions = [clip_positions(available, num_frames, seed, crop) for seed in seeds]
+        positions = [clip_positions(available, num_frames, seed) for seed in seeds]
         rows, columns = np.array(indices)[:, None], np.stack(positions)  # (B, 1), (B, T)
         labels = torch.tensor([self.labels[index] for index in indices])
         if isinstance(self.clips, np.ndarray):

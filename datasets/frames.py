@@ -12,19 +12,16 @@ from datasets.sampling import even_positions
 from datasets.splits import SplitError
 
 
-def clip_positions(available, wanted, seed=None, least_share=1.0):
+def clip_positions(available, wanted, seed=None):
     """The positions of `wanted` frames among `available`, one in each of `wanted` equal segments.
 
-    Without a seed, the middle of each segment. With one, the segments divide a random part of the
-    frames, at least `least_share` of them, and the position is a random point of the segment, the
-    same in all of them: an uneven pace would be another motion.
+    Without a seed, the middle of each segment. With one, a random point of the segment, the same
+    in all of them: temporal jitter must not change the pace of the motion.
     """
     if seed is None:
         return even_positions(available, wanted)
-    rng = np.random.default_rng(seed)
-    offset, share = rng.random(), rng.uniform(least_share, 1)
-    start = rng.uniform(0, (1 - share) * available)
-    return (start + (np.arange(wanted) + offset) * share * available / wanted).astype(int)
+    offset = np.random.default_rng(seed).random()
+    return ((np.arange(wanted) + offset) * available / wanted).astype(int)
 
 
 def split_item(item):
@@ -36,8 +33,7 @@ class FrameDataset(Dataset):
     """Clips of `clip_frames` frames from the folders that a split list names.
 
     data[index] is the test-time clip, evenly spaced frames. data[index, seed] is a training clip
-    of a random part of the video, at least the share `temporal_crop` of it, with temporal jitter;
-    both depend on the seed only, whichever worker reads it.
+    with temporal jitter, which depends on the seed only, whichever worker reads it.
 
     names: paths relative to `frames_root`. labels: class ids. views: V, the test-time clip has
     V * clip_frames frames, which `prepare` divides into V clips.
@@ -45,9 +41,8 @@ class FrameDataset(Dataset):
     folders and when read for damaged frames.
     """
 
-    def __init__(self, names, labels, frames_root, clip_frames, views=1, temporal_crop=1.0):
+    def __init__(self, names, labels, frames_root, clip_frames, views=1):
         self.names, self.labels, self.views = names, labels, views
-        self.temporal_crop = temporal_crop
         self.root, self.clip_frames = Path(frames_root), clip_frames
         missing = [name for name in names if not (self.root / name).is_dir()]
         if missing:
@@ -85,8 +80,7 @@ class FrameDataset(Dataset):
                 f"{folder}: frames are missing; rerun extract_frames.py, which completes them"
             )
         clip = np.empty((num_frames, *self.frame_size), np.uint8)
-        positions = clip_positions(len(paths), num_frames, seed, self.temporal_crop)
-        for t, position in enumerate(positions):
+        for t, position in enumerate(clip_positions(len(paths), num_frames, seed)):
             frame = read_frame(paths[position])
             if frame.shape != self.frame_size:
                 raise SplitError(

@@ -34,8 +34,7 @@ def build_datasets(args, device):
         names, labels = read_split(splits / f"{split}.txt", len(classes))
         if moved := find_other_class(names, labels, classes):
             warn(f"{splits}/{split}.txt: {moved!r} has the id of another class")
-        sampling = args.clip_frames, args.views, args.temporal_crop
-        dataset = FrameDataset(names, labels, args.frames, *sampling)
+        dataset = FrameDataset(names, labels, args.frames, args.clip_frames, args.views)
         check_clip_frames(dataset, args)
         if names and args.cache != "none":
             folder = args.cache_folder or Path(args.frames) / ".cache"
@@ -60,11 +59,6 @@ def check_clip_frames(dataset, args):
         raise SplitError(
             f"--clip-frames {args.clip_frames}{views}: there are only {stored} frames per video; "
             f"lower it or raise {remedy}"
-        )
-    if stored and args.clip_frames > args.temporal_crop * stored:
-        raise SplitError(
-            f"--clip-frames {args.clip_frames} with --temporal-crop {args.temporal_crop:g}: "
-            f"there are only {stored} frames per video; raise {remedy}"
         )
 
 

@@ -31,7 +31,6 @@ SETTINGS = {
     "default": "",
     "RGB": "--input rgb",
     "one view": "--views 1",
-    "whole videos": "--temporal-crop 1",
     "56 pixels": "--size 56",
     "reference method": "--distance squared --margin 20 --average valid --batches random",
     "its SGD": "--optimizer sgd --lr 0.001 --weight-decay 0.0005 --schedule step --warmup-epochs 0 "

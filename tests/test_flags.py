@@ -125,7 +125,6 @@ def test_any_bytes_as_a_config_end_in_status_2(tmp_path_factory, content):
             ["--clip-frames", 9, "--cache", "ram", "--cache-frames", 8],
             "only 8 frames per video; lower it or raise --cache",
         ),
-        (["--clip-frames", 6, "--temporal-crop", 0.6], "there are only 8 frames per video; raise"),
         (["--backbone", "c3d"], "at least 16 frames"),
         (["--freeze-until", "layer9"], "choose from conv1, bn1"),
         (["--pretrained", "nowhere.pth"], "file not found"),

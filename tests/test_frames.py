@@ -74,21 +74,6 @@ def test_positions_cover_the_video_in_order(available, wanted):
         assert np.ptp(np.diff(drawn)) <= 1  # as even as whole frames allow: the pace is kept
 
 
-@pytest.mark.parametrize(("available", "wanted"), [(320, 16), (40, 8), (8, 4)])
-def test_a_temporal_crop_is_a_random_part_at_an_even_pace(available, wanted):
-    shares, middles, even = [], [], clip_positions(available, wanted)
-    for seed in range(300):
-        drawn = clip_positions(available, wanted, seed, 0.5)
-        assert drawn.min() >= 0 and drawn.max() < available and np.ptp(np.diff(drawn)) <= 1
-        shares.append((drawn[-1] - drawn[0]) / (wanted - 1) * wanted / available)
-        middles.append(drawn.mean() / available)
-    rounding = 2 * wanted / available / (wanted - 1)
-    assert min(shares) > 0.5 - rounding and 0.95 - rounding < max(shares) < 1 + rounding
-    assert np.mean(shares) == pytest.approx(0.75, abs=0.03), "every share is as likely"
-    assert min(middles) < 0.35 and max(middles) > 0.6, "the part lies anywhere"
-    assert np.array_equal(clip_positions(available, wanted, None, 0.5), even)
-
-
 def test_reports_show_videos_in_their_own_aspect_ratio(tmp_path):
     """Frames are often extracted at another one, such as 64 x 64."""
     for name in ("new", "old"):
