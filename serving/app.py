@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -245,11 +247,25 @@ def run(open_index, encode, args):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         contextlib.suppress(KeyboardInterrupt),
-        tempfile.TemporaryDirectory(prefix="video-search-") as folder,
+        temporary_folder() as folder,
     ):
         media = Media(folder, args.workers, args.timeout)
         services = Services(engine, Uploads(Path(folder) / "uploads"), media)
         serve(create_app(services, hosts), args.host, args.port)
+
+
+@contextlib.contextmanager
+def temporary_folder():
+    """Yield a new folder; then delete it, though threads of the last requests may still write."""
+    folder = tempfile.mkdtemp(prefix="video-search-")
+    try:
+        yield folder
+    finally:
+        for _ in range(50):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
 
 
 class QuietHandler(WSGIRequestHandler):

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ from utils.errors import UserError
 
 flask = pytest.importorskip("flask", reason="no Flask; pip install -r requirements-serve.txt")
 from retrieval.index import Index  # noqa: E402
-from serving.app import Services, create_app  # noqa: E402
+from serving.app import Services, create_app, temporary_folder  # noqa: E402
 from serving.engine import Engine  # noqa: E402
 from serving.media import Media, MediaCache, Uploads  # noqa: E402
 
@@ -372,3 +373,18 @@ def test_the_oldest_uploads_are_deleted(tmp_path):
     with pytest.raises(ConnectionError):
         uploads.add("e", "e.avi", broken())
     assert uploads.find("e") is None and [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_the_files_are_deleted_though_requests_still_write(monkeypatch):
+    """As those that Ctrl-C interrupts; what they write after a deletion began must not stay."""
+    delete = shutil.rmtree
+
+    def delete_while_others_write(folder, **options):
+        monkeypatch.setattr("serving.app.shutil.rmtree", delete)
+        delete(folder)
+        (Path(folder) / "previews").mkdir(parents=True)
+
+    monkeypatch.setattr("serving.app.shutil.rmtree", delete_while_others_write)
+    with temporary_folder() as folder:
+        (Path(folder) / "upload").write_text("private")
+    assert not Path(folder).exists()
