@@ -86,7 +86,7 @@ def add_query_flags(parser):
     add("--start", **start, help="use the query video from this time on")
     add("--end", **end, help="use the query video up to this time (default: to its end)")
     rerank = "sort the nearest N by real-valued codes: of the query and, if the index stores them, "
-    rerank += "of the moments (default: 1000 with --store-embeddings, else 0, which is not)"
+    rerank += "of the moments (default: 1000 with --store-embeddings, else 0: no sorting)"
     add("--rerank", type=number(int, least=0), metavar="N", help=rerank)
     add("--checkpoint", metavar="RUN", help="the checkpoint of the index, if it was moved")
     add("--json", action="store_true", help="print JSON")
