@@ -35,7 +35,7 @@ from utils.files import atomic_write, is_utf8, similar_folder
 
 # Processes that decode videos are forked, and never call Lance.
 warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
-FORMAT = 2  # raised when an index of this code can no longer be read by older code
+FORMAT = 3  # raised when an index of this code can no longer be read by older code
 TABLE, CHECKSUMS = "moments.lance", "checksums.json"
 EARLY_FILE = "index.json"  # of format 1
 METADATA_KEY = b"search"
@@ -279,6 +279,8 @@ def read_metadata(table, location):
     version = metadata.get("format") if isinstance(metadata, dict) else None
     if type(version) is int and version > FORMAT:
         raise IndexFileError(f"{location}: written by a later version of this project; update it")
+    if type(version) is int and version < FORMAT:
+        raise early(location)
     try:
         METADATA(metadata, "metadata")
     except schema.SchemaError as error:
@@ -294,12 +296,16 @@ def check_is_index(folder):
     if (folder / TABLE).is_dir():
         return
     if (folder / EARLY_FILE).is_file():
-        raise IndexFileError(
-            f"{folder}: an index of an earlier version; delete it and index the videos again"
-        )
+        raise early(folder)
     similar = similar_folder(folder, [CHECKSUMS])
     hint = f"; did you mean {similar}?" if similar else ""
     raise IndexFileError(f"{folder}: not an index folder, which `search.py index` makes{hint}")
+
+
+def early(location):
+    return IndexFileError(
+        f"{location}: an index of an earlier version; delete it and index the videos again"
+    )
 
 
 def damaged(location, reason):

@@ -20,7 +20,7 @@ from test_index import METADATA, make_index, rows_of
 from datasets import process_pool
 from datasets.process_pool import run_jobs
 from retrieval.codes import SETS, load_codes
-from retrieval.index import CHECKSUMS, TABLE, Index, table_schema
+from retrieval.index import CHECKSUMS, FORMAT, TABLE, Index, table_schema
 from retrieval.index_update import delete_videos, open_for_update, plan_update, seal
 from retrieval.nearest import find_nearest
 from utils.errors import UserError
@@ -233,14 +233,14 @@ def forge_index(case, folder):
     make_index(copy, ROWS[4:], pieces=1)
     uri = str(copy / TABLE)
     if rng.integers(2):
-        changed = change_value({"format": 2, **METADATA}, rng)[0]
+        changed = change_value({"format": FORMAT, **METADATA}, rng)[0]
         lance.dataset(uri).update_schema_metadata({"search": json.dumps(changed)})
     else:
         row = change_value(ROWS[3], rng)[0]
         with contextlib.suppress(
             pa.ArrowException, TypeError, AttributeError, OverflowError, UnicodeEncodeError
         ):  # no value of a column
-            rows = pa.Table.from_pylist([row], schema=table_schema({"format": 2, **METADATA}))
+            rows = pa.Table.from_pylist([row], schema=table_schema({"format": FORMAT, **METADATA}))
             with contextlib.suppress(OSError, ValueError):  # a value is missing
                 lance.write_dataset(rows, uri, mode="append")
     seal(copy)

@@ -12,6 +12,7 @@ from retrieval import nearest
 from retrieval.answers import Options, answer_query, glob_to_regex
 from retrieval.index import (
     CHECKSUMS,
+    FORMAT,
     TABLE,
     Index,
     IndexFileError,
@@ -450,7 +451,7 @@ def forge(**metadata):
 
     def apply(folder):
         table = lance.dataset(str(folder / TABLE))
-        text = json.dumps({"format": 2, **METADATA, **metadata})
+        text = json.dumps({"format": FORMAT, **METADATA, **metadata})
         table.update_schema_metadata({"search": text})
         seal(folder)
 
@@ -463,6 +464,7 @@ def flip(data, byte):
 
 MANIFEST, DATA = f"{TABLE}/_versions/*.manifest", f"{TABLE}/data/*"
 DAMAGE = {
+    "an earlier format": (forge(format=2), "of an earlier version; delete it and index the"),
     "half of checksums.json": (of(CHECKSUMS, lambda data: data[:30]), "is not JSON"),
     "a list": (of(CHECKSUMS, lambda _: b"[]"), "must be a dict"),
     "nested without end": (of(CHECKSUMS, lambda _: b"[" * 10**6), "is not JSON"),
@@ -508,7 +510,7 @@ def test_an_index_of_an_earlier_version_is_refused(tmp_path):
 )
 def test_rows_that_name_other_files_are_refused(tmp_path, path):
     """The index of somebody else: its page would embed their pictures."""
-    schema = table_schema({"format": 2, **METADATA})
+    schema = table_schema({"format": FORMAT, **METADATA})
     rows = rows_of(np.eye(12, dtype=bool))
     rows[3]["path"] = path
     open_for_update(tmp_path, METADATA)
